@@ -14,11 +14,11 @@ from crawl2clip.logs import provenance
 from crawl2clip.models import build_model
 from evaluate.cache import FeatureCache
 from evaluate.config import EvaluateConfig
-from evaluate.datasets import open_datasets
+from evaluate.data.datasets import open_datasets
 from evaluate.intervals import combined_mean
+from evaluate.reports.tables import markdown_table, write_tables
 from evaluate.results import Result, read_results, write_result
 from evaluate.run import evaluate
-from evaluate.tables import markdown_table, write_tables
 from evaluate.traps import activation_note
 
 # Rank 0 solves the regressions while the others wait; ImageNet's takes hours on a CPU.

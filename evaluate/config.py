@@ -10,8 +10,8 @@ from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError
 from crawl2clip.models import ModelConfig
-from evaluate.datasets import DatasetConfig, Task
-from evaluate.few_shot import FewShotConfig
+from evaluate.data.datasets import DatasetConfig, Task
+from evaluate.tasks.few_shot import FewShotConfig
 
 
 class Precision(str, Enum):

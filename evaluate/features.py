@@ -20,7 +20,7 @@ from crawl2clip.encoder import Encoder
 from crawl2clip.errors import Crawl2ClipError, DataError
 from crawl2clip.logs import progress
 from evaluate.cache import FeatureCache, model_key, preprocessing_hash
-from evaluate.samples import ImageFault, Record, Split
+from evaluate.data.samples import ImageFault, Record, Split
 
 T = TypeVar("T")
 

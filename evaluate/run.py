@@ -14,15 +14,15 @@ from crawl2clip.distributed import World
 from crawl2clip.encoder import Encoder
 from crawl2clip.errors import ConfigError, DataError
 from evaluate.cache import FeatureCache
-from evaluate.datasets import EvaluationDataset, Task
+from evaluate.data.datasets import EvaluationDataset, Task
+from evaluate.data.samples import check_labels
 from evaluate.features import ImageFeatures, encode_images, main_decides
-from evaluate.few_shot import FewShotConfig, score_few_shot
-from evaluate.linear_probe import score_linear_probe
 from evaluate.results import Result, Score
-from evaluate.retrieval import score_retrieval
-from evaluate.samples import check_labels
+from evaluate.tasks.few_shot import FewShotConfig, score_few_shot
+from evaluate.tasks.linear_probe import score_linear_probe
+from evaluate.tasks.retrieval import score_retrieval
+from evaluate.tasks.zero_shot import score_zero_shot, zero_shot_classifier
 from evaluate.texts import TextFeatures
-from evaluate.zero_shot import score_zero_shot, zero_shot_classifier
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crawl2clip.model_card import CardScore, ModelCard
-from evaluate.datasets import Task
+from evaluate.data.datasets import Task
 from train.data.data_config import DataConfig
 from train.monitoring.metrics import METRICS_NAME, read_metrics
 

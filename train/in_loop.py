@@ -12,7 +12,7 @@ from crawl2clip.encoder import encoder_of
 from crawl2clip.errors import ConfigError
 from crawl2clip.models import ModelConfig
 from evaluate.config import SuiteConfig
-from evaluate.datasets import EvaluationDataset, open_datasets
+from evaluate.data.datasets import EvaluationDataset, open_datasets
 from evaluate.run import evaluate
 from train.model.precision import PrecisionConfig, encoder_precision
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from crawl2clip.distributed import World
 from crawl2clip.errors import Crawl2ClipError, DataError
-from evaluate.datasets import EvaluationDataset
+from evaluate.data.datasets import EvaluationDataset
 from train.checkpoints.saving import Saver, is_due
 from train.checkpoints.state_files import StateFiles
 from train.config import Plan, TrainConfig

@@ -28,8 +28,8 @@ from data_pipeline.report_page import (
 )
 from data_pipeline.select import read_decisions, read_recipe
 from evaluate.intervals import Estimate, wilson
+from evaluate.reports.tables import markdown_table
 from evaluate.results import Result, read_results
-from evaluate.tables import markdown_table
 from examples.emoji.web import Web
 from train.monitoring.metrics import read_metrics
 

@@ -9,7 +9,7 @@ from typing import Any
 from crawl2clip.distributed import World
 from crawl2clip.encoder import load_encoder
 from evaluate.config import SuiteConfig
-from evaluate.datasets import open_datasets
+from evaluate.data.datasets import open_datasets
 from evaluate.run import evaluate
 
 

@@ -12,7 +12,7 @@ from evaluation_sets import ARCHITECTURE, picture, write_classification, write_r
 from crawl2clip.distributed import single_process
 from crawl2clip.encoder import encoder_of
 from crawl2clip.models import ModelConfig, build_model
-from evaluate.datasets import DatasetConfig, Task, open_dataset
+from evaluate.data.datasets import DatasetConfig, Task, open_dataset
 from evaluate.run import evaluate
 from evaluate.traps import activation_note
 

@@ -16,8 +16,8 @@ from crawl2clip.config import CONFIG_DIR, register, typed
 from crawl2clip.errors import ConfigError
 from crawl2clip.shards import ShardWriter
 from evaluate.config import SuiteConfig
-from evaluate.datasets import DatasetConfig, Task
-from evaluate.prompts import CLASS_NAMES_FILE, TEMPLATES_FILE
+from evaluate.data.datasets import DatasetConfig, Task
+from evaluate.data.prompts import CLASS_NAMES_FILE, TEMPLATES_FILE
 from train.config import TrainConfig
 from train.loop import UnstableError
 from train.monitoring.metrics import read_metrics

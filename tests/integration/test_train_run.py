@@ -22,8 +22,8 @@ from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.models import ModelConfig, build_model
 from crawl2clip.shards import ShardWriter
 from evaluate.config import SuiteConfig
-from evaluate.datasets import DatasetConfig, Task
-from evaluate.prompts import CLASS_NAMES_FILE, TEMPLATES_FILE
+from evaluate.data.datasets import DatasetConfig, Task
+from evaluate.data.prompts import CLASS_NAMES_FILE, TEMPLATES_FILE
 from train.checkpoints.checkpoint_folder import find_newest
 from train.config import TrainConfig
 from train.monitoring.metrics import read_metrics

@@ -7,8 +7,8 @@ from hydra.core.config_store import ConfigStore
 from crawl2clip.config import CONFIG_DIR, register, typed
 from crawl2clip.errors import ConfigError
 from evaluate.config import EvaluateConfig, PrecisionConfig, SuiteConfig, register_zoo
-from evaluate.datasets import DatasetConfig, Task
-from evaluate.prompts import known_templates
+from evaluate.data.datasets import DatasetConfig, Task
+from evaluate.data.prompts import known_templates
 
 SUITES = sorted(path.stem for path in (CONFIG_DIR / "suite").glob("*.yaml"))
 

@@ -12,10 +12,10 @@ from PIL import Image
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import sha256_of
 from crawl2clip.shards import ShardEntry, write_manifest
-from evaluate.benchmark_split import BenchmarkSplit
-from evaluate.datasets import DatasetConfig, Task, open_dataset, open_datasets, read_groups
-from evaluate.samples import ImageFault, decode_image
-from evaluate.tar_split import TarSplit
+from evaluate.data.benchmark_split import BenchmarkSplit
+from evaluate.data.datasets import DatasetConfig, Task, open_dataset, open_datasets, read_groups
+from evaluate.data.samples import ImageFault, decode_image
+from evaluate.data.tar_split import TarSplit
 
 ZERO_SHOT = DatasetConfig(tasks=[Task.zero_shot], metric="acc1")
 RETRIEVAL = DatasetConfig(tasks=[Task.retrieval], metric="image_retrieval_recall@5")

@@ -8,10 +8,10 @@ from torch.utils.data import IterableDataset
 
 from crawl2clip.distributed import World, single_process
 from crawl2clip.errors import DataError
-from evaluate.benchmark_split import BenchmarkSplit
 from evaluate.cache import FeatureCache, preprocessing_hash
+from evaluate.data.benchmark_split import BenchmarkSplit
+from evaluate.data.tar_split import TarSplit
 from evaluate.features import _batches, _joined, encode_images, main_decides
-from evaluate.tar_split import TarSplit
 from evaluate.texts import TextFeatures
 
 WORLD = single_process()

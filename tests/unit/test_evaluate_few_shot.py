@@ -8,9 +8,9 @@ from evaluation_sets import write_classification
 
 from crawl2clip.distributed import single_process
 from crawl2clip.errors import ConfigError
-from evaluate.datasets import DatasetConfig, Task, open_dataset
-from evaluate.few_shot import FewShotConfig, choose_l2, nested_subsets, score_few_shot, short_classes
+from evaluate.data.datasets import DatasetConfig, Task, open_dataset
 from evaluate.run import evaluate
+from evaluate.tasks.few_shot import FewShotConfig, choose_l2, nested_subsets, score_few_shot, short_classes
 
 CONFIG = FewShotConfig(shots=[1, 2, 4], seeds=[0, 1, 2], one_shot_l2=1.0)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import evaluate.linear_probe as linear_probe
-from evaluate.linear_probe import score_linear_probe, stratified_holdout
-from evaluate.logistic import WarmStarts, fit, search_l2
+import evaluate.tasks.linear_probe as linear_probe
+from evaluate.tasks.linear_probe import score_linear_probe, stratified_holdout
+from evaluate.tasks.logistic import WarmStarts, fit, search_l2
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def objective(weight, bias, features, labels, l2):
 
 
 def test_the_gradient_is_that_of_the_objective(digits):
-    from evaluate.logistic import _objective
+    from evaluate.tasks.logistic import _objective
 
     features, labels = digits[0][:50], digits[1][:50]
     weight = torch.randn(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from crawl2clip.errors import ConfigError, DataError
-from evaluate.prompts import (
+from evaluate.data.prompts import (
     fill,
     known_class_names,
     known_templates,

@@ -8,9 +8,9 @@ import pytest
 
 from crawl2clip.errors import DataError
 from evaluate.intervals import seed_spread, wilson
-from evaluate.published import SOURCES, _table, published_values
+from evaluate.reports.published import SOURCES, _table, published_values
+from evaluate.reports.tables import CSV_COLUMNS, csv_table, markdown_table, write_tables
 from evaluate.results import Result, hash_of, read_results, slug, write_result
-from evaluate.tables import CSV_COLUMNS, csv_table, markdown_table, write_tables
 
 
 def result(**changes) -> Result:
@@ -117,7 +117,7 @@ def test_published_values_are_the_anchors_of_the_literature():
 
 
 def test_every_published_row_has_a_source_and_a_metric_we_know():
-    from evaluate.datasets import CLASSIFICATION_METRICS, RETRIEVAL_METRICS
+    from evaluate.data.datasets import CLASSIFICATION_METRICS, RETRIEVAL_METRICS
 
     assert len(_table()) > 1000
     for (_, _, _, task, metric), values in _table().items():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import evaluate.retrieval as retrieval
-from evaluate.retrieval import Positives, best_positive_ranks, score_retrieval
+import evaluate.tasks.retrieval as retrieval
+from evaluate.tasks.retrieval import Positives, best_positive_ranks, score_retrieval
 
 
 def unit(*rows: list[float]) -> torch.Tensor:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from evaluate.classification import classification_metrics, linear_ranks, true_class_ranks
-from evaluate.zero_shot import score_zero_shot, zero_shot_classifier
+from evaluate.tasks.classification import classification_metrics, linear_ranks, true_class_ranks
+from evaluate.tasks.zero_shot import score_zero_shot, zero_shot_classifier
 
 
 def test_a_class_is_the_normalised_mean_of_its_prompts():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from crawl2clip.errors import ConfigError, DataError
-from evaluate.samples import ImageFault, Record
+from evaluate.data.samples import ImageFault, Record
 
 SPLIT_IGNORED = ("sun397", "caltech101", "eurosat")
 """Sets that torchvision does not split: every split is the whole set, so nothing can be trained on them."""

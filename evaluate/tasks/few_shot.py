@@ -14,8 +14,8 @@ from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError
 from evaluate.intervals import seed_spread
-from evaluate.logistic import WarmStarts, fit, search_l2
 from evaluate.results import Score
+from evaluate.tasks.logistic import WarmStarts, fit, search_l2
 
 MAX_FOLDS = 5
 _SEARCH_LEVELS = (1.0,)  # to the decade: the few validation samples cannot tell finer steps apart

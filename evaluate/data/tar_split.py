@@ -18,7 +18,7 @@ from pathlib import Path
 from crawl2clip.errors import DataError
 from crawl2clip.files import sha256_of
 from crawl2clip.shards import MANIFEST_NAME, SampleIndex, ShardEntry, index_shard, raise_fault, read_manifest
-from evaluate.samples import Record, decode_image
+from evaluate.data.samples import Record, decode_image
 
 IMAGE_FIELDS = ("webp", "png", "jpg", "jpeg")
 COUNT_FILE = "nshards.txt"

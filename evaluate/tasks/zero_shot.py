@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from evaluate.classification import classification_metrics, group_metrics, linear_ranks
 from evaluate.results import Score
+from evaluate.tasks.classification import classification_metrics, group_metrics, linear_ranks
 
 
 def zero_shot_classifier(prompt_features: torch.Tensor, prompts_per_class: Sequence[int]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, DataError, unknown_name
 from crawl2clip.files import read_json
-from evaluate.benchmark_split import SPLIT_IGNORED, BenchmarkSplit
-from evaluate.prompts import (
+from evaluate.data.benchmark_split import SPLIT_IGNORED, BenchmarkSplit
+from evaluate.data.prompts import (
     CLASS_NAMES_FILE,
     TEMPLATES_FILE,
     Prompts,
@@ -26,8 +26,8 @@ from evaluate.prompts import (
     read_class_names,
     read_templates,
 )
-from evaluate.samples import check_labels
-from evaluate.tar_split import TarSplit, dataset_type, is_tar_folder
+from evaluate.data.samples import check_labels
+from evaluate.data.tar_split import TarSplit, dataset_type, is_tar_folder
 
 GROUPS_FILE = "groups.json"
 

@@ -8,9 +8,9 @@ before the projection, which score higher: compare with tables that say the same
 
 import torch
 
-from evaluate.classification import classification_metrics
-from evaluate.logistic import WarmStarts, fit, search_l2
 from evaluate.results import Score
+from evaluate.tasks.classification import classification_metrics
+from evaluate.tasks.logistic import WarmStarts, fit, search_l2
 
 VALIDATION_FRACTION = 0.2
 _SPLIT_SEED = 0

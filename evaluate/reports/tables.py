@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crawl2clip.files import atomic_path
 from evaluate.intervals import Estimate
-from evaluate.published import SOURCES, published_values
+from evaluate.reports.published import SOURCES, published_values
 from evaluate.results import Result
 
 CSV_COLUMNS = (

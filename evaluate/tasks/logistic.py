@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluate.classification import linear_ranks
+from evaluate.tasks.classification import linear_ranks
 
 GRADIENT_TOLERANCE = 1e-6  # largest entry of the mean objective's gradient; scikit-learn stops at 1e-4
 _BLOCK_LOGITS = 1 << 24  # logits in memory at a time
