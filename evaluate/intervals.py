@@ -19,7 +19,7 @@ _BOOTSTRAP_CHUNK = 4_000_000  # resampled indices in memory at a time
 
 @dataclass(frozen=True)
 class Estimate:
-    """One measured number. All values but `num` are fractions, 0 to 1."""
+    """One measured number with its interval; fractions run from 0 to 1."""
 
     value: float
     low: float  # lower end of the interval
@@ -27,6 +27,7 @@ class Estimate:
     interval: str  # "wilson_95", "bootstrap_95", "seed_spread" (one standard deviation) or "combined_95"
     num: int  # what was averaged: samples, queries, seeds or data sets
     chance: float | None = None  # expected value of a random guess; None where it has no meaning
+    unit: str = "fraction"  # "fraction" is shown in percent; "rank" counts from 1 and is shown as it is
 
 
 def wilson(hits: int, num: int, chance: float | None = None) -> Estimate:

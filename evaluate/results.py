@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json, write_json
 from evaluate.intervals import Estimate
@@ -23,6 +25,12 @@ class Score:
     groups: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # group of classes -> metrics
     details: dict[str, Any] = field(default_factory=dict)  # choices made on the way, JSON-able
     notes: list[str] = field(default_factory=list)  # what a reader of the number must know
+    predictions: dict[str, NDArray[Any]] = field(
+        default_factory=dict
+    )  # by sample or query, in order; see below
+
+    # Names of predictions: "predicted" [N] int64, "correct" [N] bool (acc1), "rank" [N] int64 of the true class; for
+    # retrieval "image_retrieval_rank" [texts] and "text_retrieval_rank" [images], best positive's rank from 0.
 
 
 @dataclass(kw_only=True)

@@ -39,6 +39,10 @@ class Task(str, Enum):
     retrieval = "retrieval"
     linear_probe = "linear_probe"
     few_shot = "few_shot"
+    multi_label = "multi_label"  # zero-shot, several classes an image
+    knn = "knn"
+    selection = "selection"  # the right caption of several (SugarCrepe), or both pairings of two (Winoground)
+    winogavil = "winogavil"  # the k images of a board that go with a word
 
 
 TRAINED_TASKS = (Task.linear_probe, Task.few_shot)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL import Image
@@ -26,6 +26,9 @@ class Record:
     image: Image.Image | ImageFault
     label: int | None  # class index; None for retrieval and where a fault hides it
     captions: list[str] | None  # None for classification and where a fault hides them
+    key: str = ""  # what the data set calls the sample; its position where it has no name
+    targets: list[int] | None = None  # classes that apply, for multi-label sets only
+    metadata: dict[str, str] = field(default_factory=dict)  # group name -> value, such as region -> "Africa"
 
 
 class Split(Protocol):
