@@ -15,6 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
+from small_disk import enlarge, small_disk
 
 from crawl2clip.config import CONFIG_DIR, register, typed
 from crawl2clip.distributed import single_process
@@ -241,6 +243,31 @@ def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
     assert saved.step == records[-1]["step"]
     for name in ("config.yaml", "provenance.json", "log.txt"):
         assert (tmp_path / name).is_file()
+
+
+def test_a_disk_full_during_a_save_ends_the_command_and_with_room_it_goes_on(shards, tmp_path):
+    """20 MB a checkpoint on 50 MB: the third does not fit. What was trained in all equals an unbroken run."""
+    often = ("train.epochs=4", "checkpoint.every_steps=4", "checkpoint.keep_last=3")
+    with small_disk(tmp_path / "small", 50) as disk:
+        broken = words(shards, disk / "run", *often)
+        status, output = finish(command(*broken))
+        assert status == 2, output
+        assert (
+            "error: the checkpoint of step 12 could not be written: rank 0: No space left on device" in output
+        )
+        assert "Traceback" not in output
+        saved = find_newest(disk / "run" / "checkpoints", repair=False)
+        assert saved is not None
+        assert saved.step == 8
+        enlarge(disk, 200)
+        status, output = finish(command(*broken))
+        assert status == 0, output
+        resumed = load_file(disk / "run" / "export" / "open_clip_model.safetensors")
+    status, output = finish(command(*words(shards, tmp_path / "whole", *often)))
+    assert status == 0, output
+    whole = load_file(tmp_path / "whole" / "export" / "open_clip_model.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_torchrun_smoke_on_two_ranks_from_the_shell(shards, tmp_path):

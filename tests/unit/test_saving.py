@@ -2,9 +2,7 @@
 
 import errno
 import logging
-import os
 import re
-import subprocess
 import threading
 from collections import namedtuple
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from small_disk import small_disk
 
 import train.checkpoints.checkpoint_write
 import train.checkpoints.saving
@@ -346,24 +345,8 @@ def test_too_little_space_is_seen_before_the_disk_is_full(tmp_path, monkeypatch)
     assert names(tmp_path) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    try:
-        mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a small file system can be mounted by root only; run the tests as root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 @pytest.mark.parametrize("announced", [True, False], ids=["seen before", "met while writing"])
-def test_a_full_disk(small_disk, monkeypatch, announced):
+def test_a_full_disk(tmp_path, monkeypatch, announced):
     """On a real file system, 400 kB a checkpoint: the third does not fit beside two, and the run goes on with room."""
     if not announced:
         usage = train.checkpoints.state_parts.shutil.disk_usage
@@ -373,21 +356,22 @@ def test_a_full_disk(small_disk, monkeypatch, announced):
             return DiskUsage(found.total, 0, 1 << 40) if "tmp-" in str(folder) else found
 
         monkeypatch.setattr(train.checkpoints.state_parts.shutil, "disk_usage", boasting)
-    with saver(small_disk, keep_last=3) as writer, pytest.raises(DataError) as caught:  # noqa: PT012 # either step
-        for step in (1, 2, 3):
-            writer.save(step, pieces(step, rows=100_000), {})
-        writer.finish()
-    assert "the checkpoint of step 3 could not be written: rank 0: No space left on device" in str(
-        caught.value
-    )
-    assert re.search(r"its part needs 4001\d\d bytes, 2\d{5} bytes are free there", str(caught.value))
-    assert names(small_disk) == ["step_0000001", "step_0000002"]
-    assert newest(small_disk).read("model/weight")[0] == 2
-    remove_checkpoint(checkpoint_path(small_disk, 2))  # room is made
-    with saver(small_disk, keep_last=3) as writer:
-        writer.save(3, pieces(3, rows=100_000), {})
-        writer.finish()
-    assert newest(small_disk).step == 3
+    with small_disk(tmp_path / "small", 1) as disk:
+        with saver(disk, keep_last=3) as writer, pytest.raises(DataError) as caught:  # noqa: PT012 # either step
+            for step in (1, 2, 3):
+                writer.save(step, pieces(step, rows=100_000), {})
+            writer.finish()
+        assert "the checkpoint of step 3 could not be written: rank 0: No space left on device" in str(
+            caught.value
+        )
+        assert re.search(r"its part needs 4001\d\d bytes, 2\d{5} bytes are free there", str(caught.value))
+        assert names(disk) == ["step_0000001", "step_0000002"]
+        assert newest(disk).read("model/weight")[0] == 2
+        remove_checkpoint(checkpoint_path(disk, 2))  # room is made
+        with saver(disk, keep_last=3) as writer:
+            writer.save(3, pieces(3, rows=100_000), {})
+            writer.finish()
+        assert newest(disk).step == 3
 
 
 def test_a_fault_of_ours_leaves_its_traceback_in_the_log(tmp_path, monkeypatch, caplog):

@@ -36,6 +36,9 @@ class Towers(nn.Module):
         reason = packs(model)
         self.packs = reason is None
         self.text_lengths = text_lengths_of(model)
+        # cuDNN and oneDNN convolve fastest with the channels innermost; a ViT's one patch convolution gains nothing.
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+        self._images_as = torch.channels_last if convolutions > 1 else torch.preserve_format
         if reason is None:
             install(model)
         else:
@@ -52,7 +55,7 @@ class Towers(nn.Module):
             image_features and text_features [B, D], L2-normalised; logit_scale, exponentiated; logit_bias where the
             model has one; of a CoCa model also logits [B, L, vocabulary] and labels int64 [B, L].
         """
-        outputs: Any = self.model(images, texts)
+        outputs: Any = self.model(images.to(memory_format=self._images_as), texts)
         if isinstance(outputs, dict):
             return {name: value for name, value in outputs.items() if value is not None}
         names = ("image_features", "text_features", "logit_scale", "logit_bias")
