@@ -6,6 +6,7 @@ without signatures being checked.
 
 import io
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -331,3 +332,12 @@ def test_a_copy_that_was_deleted_is_fetched_again(server, tmp_path):
 def test_setting_errors(change, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         remote_config(tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    ("url", "package"), [("s3://bucket/set", "s3fs"), ("http://127.0.0.1/set", "aiohttp")]
+)
+def test_a_missing_package_names_the_extra(url, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # an import of it now fails
+    with pytest.raises(ConfigError, match=rf"need the package {package}; pip install 'crawl2clip\[remote\]'"):
+        RemoteShards(remote_config(tmp_path)).list(url)

@@ -189,6 +189,8 @@ def test_dry_run_names_what_will_fail(shards, tmp_path):
         ),
         (["data.shards=missing"], DataError, "no shard at 'missing'|missing"),
         (["data.caption=json:caption"], DataError, "and no usable sample .*missing_caption 32"),
+        (["evaluation.every_steps=0"], ConfigError, "evaluation.every_steps is 0; give 1 or more"),
+        (["evaluation.num_workers=-1"], ConfigError, "evaluation.num_workers is -1; give 0 or more"),
         (["model=vit_b_32", "model.name=ViT-B-23"], ConfigError, "unknown model 'ViT-B-23'; did you mean"),
     ],
 )
