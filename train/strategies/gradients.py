@@ -60,15 +60,16 @@ class GradientScale:
                 torch._foreach_mul_(there, factor.to(device))  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
-    def skip(self, skip: torch.Tensor) -> torch.Tensor:
-        """Whether this step must be left out, [] float32: because the loop says so, or because fp16 overflowed."""
-        return skip if self._overflowed is None else torch.maximum(skip, self._overflowed)
-
-    def stepped(self) -> None:
-        """Lets the loss scale follow, once for each step."""
+    def step(self, optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
+        """One optimizer step, left out where `skip` ([] float32) is 1.0 or fp16 overflowed; the loss scale follows."""
+        with leaving_out(
+            optimizer, skip if self._overflowed is None else torch.maximum(skip, self._overflowed)
+        ):
+            optimizer.step()
         if self.scaler is not None and self._overflowed is not None:
             self.scaler.update(self._overflowed)
             self._overflowed = None
+        optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, float]:
         """The scaler as plain numbers, or nothing."""

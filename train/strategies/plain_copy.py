@@ -12,7 +12,7 @@ from torch import nn
 class Skeleton:
     """A model's modules without its weights, taken before a strategy wraps or shards them.
 
-    `copy` gives real modules: no hooks of a strategy's, no replaced class, and no replaced method (the `forward` of
+    `filled` gives real modules: no hooks of a strategy's, no replaced class, and no replaced method (the `forward` of
     a compiled, checkpointed or packed block would lead back to the module that is being trained).
     """
 
@@ -27,20 +27,25 @@ class Skeleton:
             for name in _replaced_methods(module):
                 del module.__dict__[name]
 
-    def copy(self, parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> nn.Module:
-        """A model of these tensors, by name, which it takes over as they are."""
+    @contextmanager
+    def filled(self, parameters: dict[str, torch.Tensor], model: nn.Module) -> Iterator[nn.Module]:
+        """A model of these parameters, by name, with copies of the buffers and the mode of `model`.
+
+        Its parameters' memory is given back at the end, whoever still holds the copy.
+        """
         memo: dict[int, torch.Tensor] = {}
         for name, parameter in self._model.named_parameters():
             memo[id(parameter)] = nn.Parameter(parameters[name], parameter.requires_grad)
+        buffers = dict(model.named_buffers())
         for name, buffer in self._model.named_buffers():
-            memo[id(buffer)] = buffers[name]
-        return copy.deepcopy(self._model, memo)
-
-
-def release(model: nn.Module) -> None:
-    """Gives the memory of a copy's parameters back, whoever still holds the copy."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.new_empty(0)
+            memo[id(buffer)] = buffers[name].detach().clone()
+        copied = copy.deepcopy(self._model, memo).train(model.training)
+        parameters.clear()
+        try:
+            yield copied
+        finally:
+            for parameter in copied.parameters():
+                parameter.data = parameter.data.new_empty(0)
 
 
 def broadcast_from_first(tensors: Iterable[torch.Tensor], group: dist.ProcessGroup | None) -> None:

@@ -20,7 +20,7 @@ from train.checkpoints.state import Piece, StateReader
 from train.model.precision import LossScaler
 from train.model.towers import Towers
 from train.strategies.config import StrategyConfig
-from train.strategies.gradients import GradientScale, leaving_out
+from train.strategies.gradients import GradientScale
 from train.strategies.named_state import (
     canonical_shapes,
     check_model_state,
@@ -95,10 +95,7 @@ class Replicated:
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
         """See Strategy."""
-        with leaving_out(optimizer, self._gradients.skip(skip)):
-            optimizer.step()
-        self._gradients.stepped()
-        optimizer.zero_grad(set_to_none=True)
+        self._gradients.step(optimizer, skip)
 
     @torch.no_grad()
     def clamp(self, model: nn.Module, name: str, minimum: float, maximum: float) -> None:

@@ -25,7 +25,7 @@ from train.model.compute import blocks_of, has_batch_norm
 from train.model.precision import LossScaler
 from train.model.towers import Towers
 from train.strategies.config import StrategyConfig, StrategyName
-from train.strategies.gradients import GradientScale, leaving_out
+from train.strategies.gradients import GradientScale
 from train.strategies.named_state import (
     canonical_shapes,
     check_model_state,
@@ -34,7 +34,7 @@ from train.strategies.named_state import (
     optimizer_entries,
     persistent_buffers,
 )
-from train.strategies.plain_copy import Skeleton, broadcast_from_first, give_dimension, release
+from train.strategies.plain_copy import Skeleton, broadcast_from_first, give_dimension
 from train.strategies.protocol import BuildOptimizer
 
 
@@ -121,13 +121,8 @@ class Sharded:
                 name: self._gather(parameter, self._shapes[name])
                 for name, parameter in plain.named_parameters()
             }
-            buffers = {name: buffer.detach().clone() for name, buffer in plain.named_buffers()}
-        copied = self._skeleton.copy(parameters, buffers).train(plain.training)
-        del parameters
-        try:
+        with self._skeleton.filled(parameters, plain) as copied:
             yield copied
-        finally:
-            release(copied)
 
     def _gather(self, parameter: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """A whole parameter on the device, from every rank's rows; written out because NCCL takes no CPU shards."""
@@ -154,10 +149,7 @@ class Sharded:
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
         """See Strategy."""
-        with leaving_out(optimizer, self._gradients.skip(skip)):
-            optimizer.step()
-        self._gradients.stepped()
-        optimizer.zero_grad(set_to_none=True)
+        self._gradients.step(optimizer, skip)
 
     @torch.no_grad()
     def clamp(self, model: nn.Module, name: str, minimum: float, maximum: float) -> None:

@@ -50,7 +50,6 @@ from train.strategies.plain_copy import (
     Skeleton,
     broadcast_from_first,
     give_dimension,
-    release,
     without_dimension,
 )
 from train.strategies.protocol import BuildOptimizer
@@ -130,13 +129,8 @@ class Zero:
             return
         with torch.no_grad():
             parameters = {name: self._gather(name, parameter) for name, parameter in plain.named_parameters()}
-            buffers = {name: buffer.detach().clone() for name, buffer in plain.named_buffers()}
-        copied = self._skeleton.copy(parameters, buffers).train(plain.training)
-        del parameters
-        try:
+        with self._skeleton.filled(parameters, plain) as copied:
             yield copied
-        finally:
-            release(copied)
 
     def _gather(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
         shard = self._flat_layout.weight(parameter)[1].to(self._world.device)
