@@ -32,7 +32,7 @@ from train.optimization.optimizer import OptimizerName
 from train.strategies import StrategyConfig, StrategyName, build_strategy, check_combination
 from train.strategies.gradients import GradientScale
 from train.strategies.named_state import as_saved, as_tensor, deal, owners_of
-from train.strategies.plain_copy import Skeleton, give_dimension, release, without_dimension
+from train.strategies.plain_copy import Skeleton, give_dimension, without_dimension
 
 CPU = torch.device("cpu")
 OPTIONS = {
@@ -442,19 +442,19 @@ def test_a_copy_of_a_skeleton_is_plain():
     model.forward = types.MethodType(doubled, model)
     model.visual[0].forward = lambda x: doubled(None, x, x)
     skeleton = Skeleton(model)
-    copied = skeleton.copy(
-        {name: p.detach().clone() for name, p in model.named_parameters()},
-        {name: b.clone() for name, b in model.named_buffers()},
-    ).eval()
-    assert type(copied) is Pair
-    assert {name: p.requires_grad for name, p in copied.named_parameters()} == {
-        name: p.requires_grad for name, p in model.named_parameters()
-    }
-    plain = Pair().eval()
-    plain.load_state_dict(model.state_dict())
-    images, texts = torch.randn(2, 6), torch.randn(2, 4)
-    assert all(torch.equal(a, b) for a, b in zip(copied(images, texts), plain(images, texts), strict=True))
-    release(copied)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with skeleton.filled(weights, model.eval()) as copied:
+        assert type(copied) is Pair
+        assert not copied.training
+        assert {name: p.requires_grad for name, p in copied.named_parameters()} == {
+            name: p.requires_grad for name, p in model.named_parameters()
+        }
+        plain = Pair().eval()
+        plain.load_state_dict(model.state_dict())
+        images, texts = torch.randn(2, 6), torch.randn(2, 4)
+        assert all(
+            torch.equal(a, b) for a, b in zip(copied(images, texts), plain(images, texts), strict=True)
+        )
     assert all(p.numel() == 0 for p in copied.parameters())
     assert model.text.weight.numel() == 20
 
