@@ -267,4 +267,6 @@ def _import_deepspeed(device: torch.device) -> Any:
             "pip install deepspeed, or use strategy=fsdp2"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # For inference on a CPU alone, and every first run would compile it: minutes, and a C++ compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
