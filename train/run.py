@@ -225,13 +225,16 @@ def roll_back(ending: Ending, tools: Tools, progress: Progress) -> StateFiles:
 def export(session: Session, tools: Tools, progress: Progress, folder: Path) -> None:
     """Writes the trained model as open_clip loads it, with its model card."""
     plan, world = tools.plan, tools.world
-    card = card_of_run(
-        folder,
-        tools.config.data,
-        num_samples=plan.samples_per_epoch,
-        samples_seen=plan.samples_seen(progress.step),
-    )
-    origin = {**provenance(), "run_name": tools.config.run_name, "step": progress.step}
+    seen = plan.samples_seen(progress.step)
+    card = card_of_run(folder, tools.config.data, num_samples=plan.samples_per_epoch, samples_seen=seen)
+    # What a scaling law is fitted over; multiply-adds of a forward with the whole caption, as Cherti et al. 2023 count.
+    gmacs = tools.flops.of_pair(session.model_config, plan.stages[-1].context_length) / 2e9
+    origin = {
+        **provenance(),
+        "run_name": tools.config.run_name,
+        "step": progress.step,
+        "training": {"samples_seen": seen, "gmacs_per_sample": gmacs},
+    }
     with session.whole() as model:
         if world.is_main:
             path = export_model(model, session.model_config, folder / "export", provenance=origin, card=card)
