@@ -21,6 +21,7 @@ from small_disk import enlarge, small_disk
 from crawl2clip.config import CONFIG_DIR, register, typed
 from crawl2clip.distributed import single_process
 from crawl2clip.errors import ConfigError, DataError
+from crawl2clip.files import read_json
 from crawl2clip.models import ModelConfig, build_model
 from crawl2clip.shards import ShardWriter
 from evaluate.config import SuiteConfig
@@ -90,6 +91,14 @@ def suite_of(name):
     return SuiteConfig(name="loop", datasets={name: DatasetConfig(tasks=[Task.zero_shot], metric="acc1")})
 
 
+def hand_counted_macs():
+    """configs/model/tiny.yaml: a block of width w on n tokens has 12 w^2 a token, and 2 n w for attention's scores."""
+    patches, width = 16, 32
+    image = patches * 8 * 8 * 3 * width + 2 * (patches + 1) * (12 * width**2 + 2 * (patches + 1) * width)
+    text = 16 * (12 * width**2 + 2 * 16 * width)
+    return image + text + 2 * width * 32
+
+
 def test_a_run_learns_is_scored_and_exported_for_open_clip(shards, scored, tmp_path, caplog):
     """Four colours, four captions: the loss falls towards what repeated captions in a batch leave."""
     config = settings(
@@ -138,6 +147,9 @@ def test_a_run_learns_is_scored_and_exported_for_open_clip(shards, scored, tmp_p
     card = (tmp_path / "export" / "README.md").read_text()
     assert "colours" in card
     assert "320" in card
+    written = read_json(tmp_path / "export" / "open_clip_config.json")["provenance"]["training"]
+    assert written["samples_seen"] == 320
+    assert written["gmacs_per_sample"] == pytest.approx(1e-9 * hand_counted_macs(), rel=0.02)
 
 
 def test_bfloat16_follows_float32(shards, tmp_path):
