@@ -42,4 +42,4 @@ def test_channels_last_gives_the_gradients_of_contiguous_images():
     found = image_gradients(towers, images, weights)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() < 5e-4 * gradient.norm(), name
+        assert (found[name] - gradient).norm() <= 5e-4 * gradient.norm(), name
