@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from crawl2clip.errors import ConfigError, unknown_name
+from crawl2clip.image_tower import encode_with_penultimate, no_penultimate
 from crawl2clip.models import (
     ModelConfig,
     architecture_of,
@@ -21,8 +22,11 @@ from crawl2clip.models import (
     read_export,
     tokenizer_of,
 )
+from crawl2clip.text_tower import TextLengths, cuts, encode_cut, end_id, pool_type
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+_WORTHWHILE = 32
+"""Texts that make a batch: so many keep a core busy, and from there on padding costs more than another batch."""
 
 
 class Encoder:
@@ -90,6 +94,12 @@ class Encoder:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
 
+    @property
+    def logit_scale(self) -> float | None:
+        """1 / temperature of the model as it is, already exponentiated; None for a model without one."""
+        scale = getattr(getattr(self.model, "module", self.model), "logit_scale", None)
+        return float(scale.detach().float().exp()) if isinstance(scale, torch.Tensor) else None
+
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Image features [B, D], float32 on the CPU, L2-normalised, of preprocessed images [B, 3, H, W]."""
@@ -97,21 +107,88 @@ class Encoder:
             features = self.model.encode_image(images.to(self.device, non_blocking=True))  # pyright: ignore[reportCallIssue] # open_clip's method
         return nn.functional.normalize(features.float(), dim=-1).cpu()
 
+    def check_penultimate(self) -> None:
+        """Makes sure that `encode_images_twice` will work.
+
+        Raises:
+            ConfigError: the image tower has no features before a projection.
+        """
+        if reason := no_penultimate(self.model):
+            raise ConfigError(
+                f"features before the projection were asked for, and {self.name} has none: {reason}; use a ViT or a "
+                "timm tower with a projection, or features=projected"
+            )
+
+    @torch.inference_mode()
+    def encode_images_twice(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image features of images [B, 3, H, W] from one forward pass, after and before the projection.
+
+        Returns:
+            [B, D] as `encode_images` gives them, and [B, W] float32 on the CPU, not normalised.
+
+        Raises:
+            ConfigError: as `check_penultimate`.
+        """
+        self.check_penultimate()
+        with _evaluating(self.model), self._autocast():
+            projected, pooled = encode_with_penultimate(self.model, images.to(self.device, non_blocking=True))
+        return nn.functional.normalize(projected.float(), dim=-1).cpu(), pooled.float().cpu()
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text that are computed, padding left out; all of them for a tower that reads the padding."""
+        if not texts:
+            return []
+        return self._text_lengths()(self.tokenizer(list(texts))).tolist()
+
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """Text features [N, D], float32 on the CPU, L2-normalised; each distinct caption is encoded once."""
+        """Text features [N, D], float32 on the CPU, L2-normalised; each distinct text is encoded once.
+
+        Texts of like length share a batch, and a batch is cut to its longest text where the tower does not read the
+        padding. That changes features by rounding alone: 1.3e-7 was measured for ViT-B-32 in float32.
+        """
         if not texts:
             return torch.empty(0, self.embed_dim)
         distinct = list(dict.fromkeys(texts))
+        tokens = self.tokenizer(distinct)
+        lengths = self._text_lengths()(tokens)
+        order = torch.sort(lengths, stable=True).indices
         parts = []
         with _evaluating(self.model):
-            for start in range(0, len(distinct), batch_size):
-                tokens = self.tokenizer(distinct[start : start + batch_size]).to(self.device)
+            for places in like_lengths(lengths[order].tolist(), batch_size):
+                rows = order[places]
+                batch = tokens[rows, : int(lengths[rows].max())].to(self.device)
                 with self._autocast():
-                    features = self.model.encode_text(tokens)  # pyright: ignore[reportCallIssue] # open_clip's method
-                parts.append(nn.functional.normalize(features.float(), dim=-1).cpu())
+                    # Narrower than the tokenizer makes them: `_text_lengths` found that the tower allows it.
+                    narrow = batch.shape[1] < tokens.shape[1]
+                    found = encode_cut(self.model, batch) if narrow else self._encode_whole(batch)
+                parts.append(nn.functional.normalize(found.float(), dim=-1).cpu())
+        features = torch.cat(parts)[torch.argsort(order)]
         row = {text: index for index, text in enumerate(distinct)}
-        return torch.cat(parts)[[row[text] for text in texts]]
+        return features[[row[text] for text in texts]]
+
+    def _text_lengths(self) -> TextLengths:
+        if not cuts(self.model):
+            return TextLengths("all", 0)
+        return TextLengths(pool_type(self.model), end_id(self.model))
+
+    def _encode_whole(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_text(tokens)  # pyright: ignore[reportCallIssue] # open_clip's method
+
+
+def like_lengths(lengths: Sequence[int], batch_size: int) -> list[slice]:
+    """Cuts rising lengths into batches: at `batch_size`, and where the length rises once a batch is worth its while.
+
+    Args:
+        lengths: tokens of each text, in rising order.
+        batch_size: texts a batch at most.
+    """
+    starts = [0]
+    for place in range(1, len(lengths)):
+        size = place - starts[-1]
+        if size == batch_size or (size >= _WORTHWHILE and lengths[place] > lengths[place - 1]):
+            starts.append(place)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
 
 class _evaluating:

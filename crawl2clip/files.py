@@ -16,7 +16,7 @@ from typing import Any
 
 from crawl2clip.errors import DataError
 
-_TEMPORARY_MARK = ".tmp-"
+TEMPORARY_MARK = ".tmp-"
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{_TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:

@@ -1,4 +1,4 @@
-"""Scores of CLIP models: zero-shot, retrieval, linear probe and few-shot, on features encoded once.
+"""Scores of CLIP models, on features encoded once: zero-shot, multi-label, retrieval, probes, k-NN, selection.
 
 `evaluate.run.evaluate` is the library entry; `python -m evaluate` is the command. Nothing here imports
 the trainer: the in-loop check hands its live model in as an `Encoder`.

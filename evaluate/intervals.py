@@ -1,7 +1,8 @@
 """How sure a number is: an estimate with its interval, its chance level and what it was measured on.
 
-Three kinds of interval, because the units differ: independent samples (Wilson), samples that come in
-clusters (bootstrap over the clusters), and repeated training subsets (spread over the seeds).
+The kinds of interval differ because the units do: independent samples (Wilson), samples that come in clusters
+or enter a metric jointly (bootstrap), and repeated training subsets (spread over the seeds). Two models on the
+same samples are compared by a paired test (`evaluate.paired`), whose names are found here, too.
 """
 
 import math
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluate.paired import PairedTest as PairedTest
+from evaluate.paired import mcnemar_exact as mcnemar_exact
+from evaluate.paired import paired_bootstrap as paired_bootstrap
+from evaluate.resampling import bootstrap, bootstrap_sums, resample_counts
+
 Z_95 = 1.959963984540054
-BOOTSTRAP_RESAMPLES = 1000
-_BOOTSTRAP_SEED = 0  # fixed: the same hits give the same interval
-_BOOTSTRAP_CHUNK = 4_000_000  # resampled indices in memory at a time
 
 
 @dataclass(frozen=True)
@@ -46,30 +49,92 @@ def wilson(hits: int, num: int, chance: float | None = None) -> Estimate:
     return Estimate(value, low, high, "wilson_95", num, chance)
 
 
+def percentile_interval(
+    value: float,
+    resampled: NDArray[np.floating],
+    *,
+    num: int,
+    chance: float | None = None,
+    unit: str = "fraction",
+) -> Estimate:
+    """An estimate with the 2.5% and 97.5% quantiles of its resamples, widened to hold the value itself."""
+    defined = resampled[~np.isnan(resampled)]
+    if not len(defined):
+        return Estimate(value, 0.0, 1.0, "bootstrap_95", num, chance, unit)
+    low, high = (float(end) for end in np.quantile(defined, [0.025, 0.975]))
+    return Estimate(value, min(low, value), max(high, value), "bootstrap_95", num, chance, unit)
+
+
+def centred_interval(
+    value: float, resampled: NDArray[np.floating], *, num: int, chance: float | None = None
+) -> Estimate:
+    """`percentile_interval` of resamples that are moved until their mean is the value, within 0 to 1.
+
+    For metrics that a resample shifts by its nature. It repeats samples and misses others, so it looks worse
+    calibrated than the sample it was drawn from, misses cells of the confusion matrix, and ranks copies of positives
+    together; such a shift says nothing about the sample itself.
+    """
+    defined = resampled[~np.isnan(resampled)]
+    moved = np.clip(defined - defined.mean() + value, 0.0, 1.0) if len(defined) else defined
+    return percentile_interval(value, moved, num=num, chance=chance)
+
+
 def bootstrap_ratio(
-    hits: NDArray[np.floating], counts: NDArray[np.floating], *, num: int, chance: float | None = None
+    hits: NDArray[np.floating],
+    counts: NDArray[np.floating],
+    *,
+    num: int,
+    chance: float | None = None,
+    unit: str = "fraction",
 ) -> Estimate:
     """sum(hits) / sum(counts) with a 95% percentile bootstrap over clusters.
 
     Args:
-        hits: [clusters] hits in each cluster, for example the captions of one image that found it.
+        hits: [clusters] hits (or the sum of ranks) in each cluster, for example of the captions of one image.
         counts: [clusters] trials in each cluster.
         num: trials in all, as reported.
         chance: expected value of a random guess.
+        unit: "fraction" or "rank".
     """
-    clusters = len(hits)
-    if clusters == 0:
-        return Estimate(math.nan, 0.0, 1.0, "bootstrap_95", 0, chance)
-    rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    rows = max(1, _BOOTSTRAP_CHUNK // clusters)
-    ratios = []
-    for start in range(0, BOOTSTRAP_RESAMPLES, rows):
-        size = min(rows, BOOTSTRAP_RESAMPLES - start)
-        picked = rng.integers(0, clusters, (size, clusters))
-        ratios.append(hits[picked].sum(axis=1) / counts[picked].sum(axis=1))
-    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
+    if not len(hits):
+        return Estimate(math.nan, 0.0, 1.0, "bootstrap_95", 0, chance, unit)
+    sums = bootstrap_sums(np.column_stack([hits, counts]).astype(np.float64))
     value = float(hits.sum() / counts.sum())
-    return Estimate(value, min(float(low), value), max(float(high), value), "bootstrap_95", num, chance)
+    return percentile_interval(value, sums[:, 0] / sums[:, 1], num=num, chance=chance, unit=unit)
+
+
+def bootstrap_median(
+    values: NDArray[np.floating | np.integer],
+    clusters: NDArray[np.integer],
+    *,
+    chance: float | None = None,
+    unit: str = "fraction",
+) -> Estimate:
+    """The median (the mean of the two middle values of an even number) with a bootstrap over clusters.
+
+    Args:
+        values: [N] at least one.
+        clusters: [N] which cluster each value belongs to; a cluster is drawn with all its values.
+        chance: expected value of a random guess.
+        unit: "fraction" or "rank".
+    """
+    order = np.argsort(values, kind="stable")
+    ordered = np.asarray(values, np.float64)[order]
+    _, cluster = np.unique(clusters, return_inverse=True)
+    cluster = cluster[order]
+
+    def median(counts: NDArray[np.int64]) -> float:
+        upto = np.cumsum(counts[cluster])
+        total = upto[-1]
+        # The k-th of the repeated values, from 0, is the first one whose running count exceeds k.
+        middle = np.searchsorted(upto, ((total - 1) // 2, total // 2), side="right")
+        return float(ordered[middle].mean())
+
+    units = np.ones(int(cluster.max()) + 1, np.int64)
+    medians = [median(row) for counts in resample_counts(units) for row in counts]
+    return percentile_interval(
+        float(np.median(values)), np.asarray(medians), num=len(values), chance=chance, unit=unit
+    )
 
 
 def bootstrap_mean_per_class(
@@ -83,20 +148,17 @@ def bootstrap_mean_per_class(
     num = len(labels)
     if num == 0:
         return Estimate(math.nan, 0.0, 1.0, "bootstrap_95", 0, chance)
+    sizes = np.bincount(labels * 2 + correct, minlength=2 * num_classes).reshape(-1, 2)
+    sizes = sizes[sizes.sum(axis=1) > 0]
 
-    def mean_recall(picked_correct: NDArray[np.bool_], picked_labels: NDArray[np.integer]) -> float:
-        counts = np.bincount(picked_labels, minlength=num_classes)
-        hits = np.bincount(picked_labels, weights=picked_correct, minlength=num_classes)
-        return float((hits[counts > 0] / counts[counts > 0]).mean())
+    def mean_recall(counts: NDArray[np.int64]) -> NDArray[np.floating]:
+        wrong, right = counts[:, 0::2], counts[:, 1::2]
+        seen = wrong + right
+        return (right / np.maximum(seen, 1)).sum(axis=1) / (seen > 0).sum(axis=1)
 
-    rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    values = []
-    for _ in range(BOOTSTRAP_RESAMPLES):
-        picked = rng.integers(0, num, num)
-        values.append(mean_recall(correct[picked], labels[picked]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    value = mean_recall(correct, labels)
-    return Estimate(value, min(float(low), value), max(float(high), value), "bootstrap_95", num, chance)
+    flat = sizes.ravel()
+    value = float(mean_recall(flat[None])[0])
+    return percentile_interval(value, bootstrap(mean_recall, flat), num=num, chance=chance)
 
 
 def seed_spread(values: Sequence[float], chance: float | None = None) -> Estimate:

@@ -1,17 +1,23 @@
-"""What a task hands back, and the record of it on disk: one JSON file a model, data set and task."""
+"""What a task hands back, and the record of it on disk: one JSON file a model, data set and task.
+
+Predictions by sample are kept beside it on request, as <data set>.<task>.npz: paired tests between models need them.
+"""
 
 import dataclasses
 import hashlib
 import json
 import re
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from crawl2clip.errors import DataError
-from crawl2clip.files import read_json, write_json
+from crawl2clip.files import atomic_path, read_json, write_json
 from evaluate.intervals import Estimate
 
 RESULTS_FOLDER = "results"
@@ -43,7 +49,7 @@ class Result:
     precision: str  # fp32, bf16 or fp16
     dataset: str
     split: str  # the split that was scored
-    task: str  # zero_shot, retrieval, linear_probe, few_shot or average
+    task: str  # one of Task, or average
     metric: str  # the headline, one of metrics
     metrics: dict[str, Estimate]
     groups: dict[str, dict[str, Estimate]] = field(default_factory=dict)
@@ -52,6 +58,7 @@ class Result:
     num_classes: int | None = None  # None for retrieval
     prompts_sha256: str | None = None  # over all prompts in order; None where no text is used
     data_sha256: str | None = None  # fingerprint of the scored split; None when it was not computed
+    identity_sha256: str | None = None  # over all that the numbers depend on; None when it was not computed
     details: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)  # command, commit, packages, settings
@@ -82,9 +89,14 @@ def model_slug(result: Result) -> str:
     return slug(f"{result.model}-{origin}-{result.precision}-{sha}")
 
 
+def result_path(result: Result, output_dir: Path) -> Path:
+    """`<output_dir>/results/<model>/<dataset>.<task>.json`."""
+    return output_dir / RESULTS_FOLDER / model_slug(result) / f"{slug(result.dataset)}.{result.task}.json"
+
+
 def write_result(result: Result, output_dir: Path) -> Path:
-    """Writes `<output_dir>/results/<model>/<dataset>.<task>.json` and returns its path."""
-    path = output_dir / RESULTS_FOLDER / model_slug(result) / f"{slug(result.dataset)}.{result.task}.json"
+    """Writes a result to its `result_path`, which it returns."""
+    path = result_path(result, output_dir)
     write_json(path, dataclasses.asdict(result))
     return path
 
@@ -95,11 +107,16 @@ def read_results(output_dir: Path) -> list[Result]:
     Raises:
         DataError: a file is torn or is no result.
     """
-    results = [_read_result(path) for path in (output_dir / RESULTS_FOLDER).glob("*/*.json")]
+    results = [read_result(path) for path in (output_dir / RESULTS_FOLDER).glob("*/*.json")]
     return sorted(results, key=lambda r: (r.model, r.pretrained or "", r.precision, r.dataset, r.task))
 
 
-def _read_result(path: Path) -> Result:
+def read_result(path: Path) -> Result:
+    """The result in a JSON file.
+
+    Raises:
+        DataError: the file is missing, torn or no result.
+    """
     value = read_json(path)
     try:
         value["metrics"] = {name: Estimate(**entry) for name, entry in value["metrics"].items()}
@@ -111,6 +128,39 @@ def _read_result(path: Path) -> Result:
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path} is not an evaluation result ({error}); delete it and evaluate again"
+        ) from error
+
+
+def save_predictions(result: Result, predictions: Mapping[str, NDArray[Any]], output_dir: Path) -> Path:
+    """Writes predictions by sample beside the JSON of their result and returns the path.
+
+    Args:
+        result: what they belong to.
+        predictions: a Score's, and "keys", what the data set calls the samples.
+        output_dir: the folder that holds results/.
+    """
+    path = result_path(result, output_dir).with_suffix(".npz")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **predictions)  # pyright: ignore[reportArgumentType] # numpy's stub
+    return path
+
+
+def load_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """The predictions that `save_predictions` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing: this result has no predictions by sample; evaluate again with save_predictions=true"
+        ) from error
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is no file of predictions ({error}); delete it and evaluate again with save_predictions=true"
         ) from error
 
 

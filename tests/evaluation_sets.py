@@ -85,6 +85,7 @@ class PlainEncoder:
     embed_dim = 24
     precision = "fp32"
     device = torch.device("cpu")
+    logit_scale = 100.0
 
     def __init__(self, weights: int = 0) -> None:
         generator = torch.Generator().manual_seed(weights)
@@ -100,6 +101,9 @@ class PlainEncoder:
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         self.images_encoded += len(images)
         return torch.nn.functional.normalize(images.flatten(1) @ self._image, dim=-1)
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(text) for text in texts]
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         self.texts_encoded += texts

@@ -61,7 +61,7 @@ def evaluate_live(
     world: World,
 ) -> dict[str, float]:
     """Scores of the model as it is: "evaluation/<data set>/<task>/<metric>" -> value; every rank takes part."""
-    if not datasets:
+    if not datasets or config.suite is None:
         return {}
     results = evaluate(
         encoder_of(model, model_config, device=world.device, precision=encoder_precision(precision.name)),
@@ -70,7 +70,9 @@ def evaluate_live(
         image_batch_size=config.image_batch_size,
         num_workers=config.num_workers,
         max_bad_images=config.max_bad_images,
-        few_shot=config.suite.few_shot if config.suite else None,
+        few_shot=config.suite.few_shot,
+        linear_probe=config.suite.linear_probe,
+        knn=config.suite.knn,
         show_progress=False,
     )
     return {f"evaluation/{name}": value for result in results for name, value in result.scalars().items()}

@@ -1,29 +1,34 @@
-"""Splits built by CLIP_benchmark: torchvision's, VTAB's and others on a local root folder.
+"""Splits built by CLIP_benchmark: torchvision's, VTAB's, multilingual captions and others on a local root folder."""
 
-Its builder answers a missing file by shelling out to wget or gdown, whatever `download` says; that call is
-closed here unless downloads are allowed, and becomes an error that names the command.
-"""
-
-import hashlib
-import json
+import struct
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from crawl2clip.errors import ConfigError, DataError
+from crawl2clip.errors import DataError
+from crawl2clip.files import sha256_of
+from evaluate.data.benchmark_builder import build_benchmark
+from evaluate.data.manifest import DATASET_MANIFEST, check_content, check_samples, has_entry
+from evaluate.data.package_prompts import BABEL
 from evaluate.data.samples import ImageFault, Record
+from evaluate.results import hash_of
 
-SPLIT_IGNORED = ("sun397", "caltech101", "eurosat")
-"""Sets that torchvision does not split: every split is the whole set, so nothing can be trained on them."""
+MULTI_LABEL = "voc2007_multilabel"
 
-RETRIEVAL_SETS = ("mscoco_captions", "flickr30k", "flickr8k")
+UNDECODABLE = (
+    OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error, Image.DecompressionBombError
+)  # fmt: skip
+"""What Pillow raises for bytes that it cannot, or will not, decode."""
 
 
 class BenchmarkSplit:
     """One split of a data set that `clip_benchmark.datasets.builder.build_dataset` knows."""
+
+    num_targets: int | None = None  # classes of a multi-label set
 
     def __init__(self, builder: str, root: Path, split: str, *, download: bool, language: str = "en") -> None:
         """Builds the data set without a transform.
@@ -39,17 +44,34 @@ class BenchmarkSplit:
             DataError: the files are not there and may not be fetched, or the builder could not read them.
         """
         self.name = f"{builder}/{split}"
-        self._builder, self._root = builder, root
+        self._builder, self._root, self._language = builder, root, language
         if not root.exists() and not download:
             raise DataError(
                 f"data set {builder!r} is not at {root}; put it there (in CLIP_benchmark's webdataset layout or as its "
                 "builder expects it), set data_root or the data set's path, or allow downloads with download=true"
             )
-        self._dataset = _build(builder, root, split, download, language)
+        self._dataset = build_benchmark(builder, root, split, download=download, language=language)
         self.class_names: list[str] | None = _texts(getattr(self._dataset, "classes", None))
+        # Every built set has templates there, ImageNet's where it has none of its own; Babel-ImageNet's are its own.
+        own = getattr(self._dataset, "templates", None) if builder == BABEL else None
+        self.templates: list[str] | None = _texts(own)
         self.random_access = not isinstance(self._dataset, torch.utils.data.IterableDataset)
         self.num_samples = len(self._dataset)
+        if builder == MULTI_LABEL:
+            self.num_targets = len(self.class_names or ())
+        self.folder = root / split
         self._fingerprint: str | None = None
+        self._content: str | None = None
+        check_samples(self.folder, self.num_samples)
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Nothing: which of the root's files are this split's is the builder's business."""
+        return {}
+
+    @property
+    def labels(self) -> None:
+        """Not known before the samples are read: each builder keeps them in its own way, if it does."""
 
     def record(self, index: int) -> Record:
         """The sample at a position."""
@@ -57,13 +79,9 @@ class BenchmarkSplit:
             image, target = self._dataset[index]
         except (FileNotFoundError, PermissionError):
             raise
-        except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for bytes it cannot decode
-            return Record(
-                index,
-                ImageFault(f"{self.name}, index {index}", f"{type(error).__name__}: {error}"),
-                None,
-                None,
-            )
+        except UNDECODABLE as error:
+            fault = ImageFault(f"{self.name}, index {index}", f"{type(error).__name__}: {error}")
+            return Record(index, fault, None, None, key=self._key(index))
         return self._record(index, image, target)
 
     def records(self) -> Iterator[Record]:
@@ -85,84 +103,56 @@ class BenchmarkSplit:
 
     def _record(self, index: int, image: Any, target: Any) -> Record:
         image = image.convert("RGB")
+        key = self._key(index)
         if isinstance(target, (list, tuple)) and all(isinstance(entry, str) for entry in target):
-            return Record(index, image, None, list(target))
+            return Record(index, image, None, list(target), key=key)
         try:
+            if self.num_targets is not None:
+                return Record(index, image, None, None, key=key, targets=_applying(target, self.num_targets))
             label: Any = target
-            return Record(index, image, int(label), None)
+            return Record(index, image, int(label), None, key=key)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"{self.name}, index {index}: the target {target!r} is neither a class index nor a list of captions; "
-                "this data set's task is not evaluated here"
+                f"{self.name}, index {index}: the target {target!r} is neither a class index nor a list of captions "
+                "nor a 0 or 1 for each class; this data set's task is not evaluated here"
             ) from error
 
+    def _key(self, index: int) -> str:
+        """The image's path below the root, where the data set lists paths (torchvision's ImageFolder)."""
+        listed = getattr(self._dataset, "samples", None)
+        if isinstance(listed, list) and index < len(listed):
+            path = Path(listed[index][0])
+            return (path.relative_to(self._root) if path.is_relative_to(self._root) else path).as_posix()
+        return str(index)
+
     def fingerprint(self) -> str:
-        """SHA-256 over builder, split and every file's name, size and time below the root."""
+        """SHA-256 over builder, split, language and every file's name, size and time below the root."""
         if self._fingerprint is None:
-            files = sorted(path for path in self._root.rglob("*") if path.is_file())
-            listed = [(str(p.relative_to(self._root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-            text = json.dumps([self.name, self.num_samples, listed])
-            self._fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+            if has_entry(self.folder):
+                check_content(self.folder, self.content_sha256())
+            listed = [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in self._files()]
+            self._fingerprint = hash_of([self.name, self._language, self.num_samples, listed])
         return self._fingerprint
 
+    def content_sha256(self) -> str:
+        """SHA-256 over the names and contents of all files below the root; reads all of them the first time."""
+        if self._content is None:
+            self._content = hash_of([(name, sha256_of(path)) for name, path in self._files()])
+        return self._content
 
-def _build(builder: str, root: Path, split: str, download: bool, language: str) -> Any:
-    try:
-        from clip_benchmark.datasets import builder as benchmark
-    except ImportError as error:
-        raise ConfigError(
-            f"clip_benchmark cannot be imported ({error}); pip install clip-benchmark"
-        ) from error
-    task = "zeroshot_retrieval" if builder in RETRIEVAL_SETS else "zeroshot_classification"
-    try:
-        with _no_shell(builder, root, download):
-            # An explicit identity: some builders call the transform without asking whether there is one.
-            return benchmark.build_dataset(
-                builder,
-                root=str(root),
-                transform=_same,
-                split=split,
-                download=download,
-                language=language,
-                task=task,
-            )
-    except (ConfigError, DataError):
-        raise
-    except ImportError as error:
-        raise ConfigError(
-            f"CLIP_benchmark's builder of {builder!r} needs a package that is not installed ({error}); install it, or "
-            f"put the data set at {root} in CLIP_benchmark's webdataset layout"
-        ) from error
-    except (Exception, SystemExit) as error:  # foreign code: asserts, bare RuntimeErrors, sys.exit(1)
-        raise DataError(
-            f"CLIP_benchmark cannot build {builder!r}, split {split!r}, from {root}: {type(error).__name__}: {error}; "
-            "check the name, the split and the files, or allow downloads with download=true"
-        ) from error
-
-
-@contextmanager
-def _no_shell(builder: str, root: Path, download: bool) -> Iterator[None]:
-    """Turns the builder's shell commands into an error, unless downloads are allowed."""
-    from clip_benchmark.datasets import builder as benchmark
-
-    def refuse(command: Any, *_: Any, **__: Any) -> int:
-        raise DataError(
-            f"data set {builder!r} at {root} is not complete: CLIP_benchmark wants to run {command!r}; do that by "
-            "hand, or allow downloads with download=true"
+    def _files(self) -> list[tuple[str, Path]]:
+        found = sorted(
+            path for path in self._root.rglob("*") if path.is_file() and path.name != DATASET_MANIFEST
         )
-
-    original = benchmark.call
-    if not download:
-        benchmark.call = refuse
-    try:
-        yield
-    finally:
-        benchmark.call = original
-
-
-def _same(image: Any) -> Any:
-    return image
+        return [(path.relative_to(self._root).as_posix(), path) for path in found]
 
 
 def _texts(value: Any) -> list[str] | None:
     return [str(entry) for entry in value] if value else None
+
+
+def _applying(target: Any, num_classes: int) -> list[int]:
+    values = [float(entry) for entry in target]
+    if len(values) != num_classes or not set(values) <= {0.0, 1.0}:
+        raise ValueError(f"not a 0 or 1 for each of {num_classes} classes")
+    return [index for index, entry in enumerate(values) if entry]

@@ -1,16 +1,26 @@
-"""Class names and prompt templates: from files, from the data set's folder, or from CLIP_benchmark by name.
+"""Class names and prompt templates: from files, from the data set's folder, or from a package by name.
 
 A data set without templates of its own is an error: giving it ImageNet's 80 in silence changes the score by
-points and nobody sees why. Lists shipped by CLIP_benchmark are read from its package, not copied here.
+points and nobody sees why.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crawl2clip.errors import ConfigError, DataError, unknown_name
 from crawl2clip.files import read_json
+from evaluate.data.package_prompts import (
+    BABEL,
+    CUPL,
+    OPEN_CLIP,
+    babel_prompts,
+    benchmark_table,
+    cupl_table,
+    open_clip_class_names,
+    open_clip_templates,
+)
 from evaluate.results import hash_of
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -74,57 +84,102 @@ def make_prompts(class_names: list[str], templates: Templates, where: str) -> Pr
     return Prompts(class_names, templates)
 
 
-def read_class_names(path: Path) -> list[str]:
-    """Class names in label order: one a line, or a JSON list.
+def read_class_names(path: Path, names: Sequence[str] = ()) -> list[str] | dict[str, str]:
+    """Class names in label order: one a line, a JSON list, or either kind of JSON object.
 
-    Raises:
-        DataError: the file is missing or of another form.
-    """
-    if path.suffix == ".json":
-        value = read_json(path)
-        if not _is_list_of_text(value):
-            raise DataError(f'{path} is no JSON list of class names; give ["cat", "dog", ...] in label order')
-        return value
-    return _read_lines(path)
+    Args:
+        path: .txt or .json.
+        names: of the data set; an object that has one of them as a key is CLIP_benchmark's form, data set -> list.
 
-
-def read_templates(path: Path) -> Templates:
-    """Templates: one a line, a JSON list, or a JSON object of class name -> list of prompts.
+    Returns:
+        The names; or, from an object of text -> text, class folder -> name, for folders of images.
 
     Raises:
         DataError: the file is missing or of another form.
     """
     if path.suffix != ".json":
         return _read_lines(path)
-    value = read_json(path)
+    value = _of_data_set(read_json(path), names)
+    if _is_list_of_text(value):
+        return value
+    if isinstance(value, dict) and value and all(isinstance(entry, str) for entry in value.values()):
+        return value
+    raise DataError(
+        f'{path} is no JSON list of class names; give ["cat", "dog", ...] in label order, or an object of data set -> '
+        "list, or of class folder -> name"
+    )
+
+
+def read_templates(path: Path, names: Sequence[str] = ()) -> Templates:
+    """Templates: one a line, a JSON list, or a JSON object of class name -> list of prompts.
+
+    Args:
+        path: .txt or .json.
+        names: of the data set; an object that has one of them as a key is CLIP_benchmark's form, data set -> templates.
+
+    Raises:
+        DataError: the file is missing or of another form.
+    """
+    if path.suffix != ".json":
+        return _read_lines(path)
+    value = _of_data_set(read_json(path), names)
     if _is_list_of_text(value) or (
         isinstance(value, dict) and all(_is_list_of_text(v) for v in value.values())
     ):
         return value
     raise DataError(
-        f"{path} is neither a JSON list of templates nor an object of class name -> list of prompts"
+        f"{path} is neither a JSON list of templates nor an object of class name -> list of prompts (nor of data set "
+        f"-> one of these, with an entry for {' or '.join(names) or 'this data set'})"
     )
 
 
+def _of_data_set(value: Any, names: Sequence[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return next((value[name] for name in names if name in value), value)
+
+
 def known_class_names(name: str, language: str) -> list[str] | None:
-    """CLIP_benchmark's class names for a data set, or None when it has none ("vtab/x" also looks up "x")."""
-    return _look_up(_benchmark_file(language, "classnames"), name)
+    """Class names that a package has for a data set, or None when there are none.
+
+    Args:
+        name: of CLIP_benchmark ("vtab/x" also looks up "x"), "cupl/<one of these>", "open_clip/imagenet" or
+            "babel_imagenet".
+        language: of CLIP_benchmark's or Babel-ImageNet's list.
+
+    Raises:
+        ConfigError: no such language.
+    """
+    if name.startswith(OPEN_CLIP):
+        return open_clip_class_names()
+    if name == BABEL:
+        return babel_prompts(language).class_names
+    return _look_up(benchmark_table(language, "classnames"), name.removeprefix(CUPL))
 
 
 def known_templates(name: str, language: str) -> Templates:
-    """CLIP_benchmark's templates for a data set ("vtab/x" also looks up "x").
+    """Templates that a package has for a data set; names as in `known_class_names`.
 
     Raises:
-        ConfigError: it has none for this name.
+        ConfigError: there are none for this name, or no such language.
     """
-    table = _benchmark_file(language, "zeroshot_classification_templates")
-    found = _look_up(table, name)
+    if name == BABEL:
+        return list(babel_prompts(language).templates)
+    if name.startswith(CUPL):
+        table, key = cupl_table(), name.removeprefix(CUPL)
+    elif name.startswith(OPEN_CLIP):
+        table, key = open_clip_templates(), name.removeprefix(OPEN_CLIP)
+    else:
+        table, key = benchmark_table(language, "zeroshot_classification_templates"), name
+    found = _look_up(table, key)
     if found is None:
+        prefix = name[: len(name) - len(key)]
         do = (
             f"No templates are assumed: set prompts=<one of these names>, templates_file=<file>, or put "
             f"{TEMPLATES_FILE} into the data set's folder."
         )
-        raise ConfigError(unknown_name(f"data set with {language} prompt templates", name, table, do=do))
+        known = [prefix + entry for entry in table]
+        raise ConfigError(unknown_name(f"data set with {language} prompt templates", name, known, do=do))
     return found
 
 
@@ -133,31 +188,14 @@ def _look_up(table: dict[str, Any], name: str) -> Any:
     return table.get(name, table.get(short) if short else None)
 
 
-def _benchmark_file(language: str, what: str) -> dict[str, Any]:
-    import importlib.util
-
-    spec = importlib.util.find_spec("clip_benchmark")  # its import would load every data set library
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "class names and templates come from the clip_benchmark package; pip install clip-benchmark"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / "datasets"
-    path = folder / f"{language}_{what}.json"
-    if not path.is_file():
-        languages = [file.name.split("_")[0] for file in folder.glob(f"*_{what}.json")]
-        raise ConfigError(
-            unknown_name("language of prompts", language, languages, do="Or give the prompts by file.")
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        # utf-8-sig: an editor's byte order mark would become part of the first name.
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; check the path, one entry a line is expected") from error
     except UnicodeDecodeError as error:

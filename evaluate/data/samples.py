@@ -1,13 +1,20 @@
 """One split of a data set, seen sample by sample: an image or why there is none, and its label or captions."""
 
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL import Image
 
 from crawl2clip.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+"""What images may be. Pillow reads some 40 formats more, and runs Ghostscript for one of them."""
+
+MAX_PIXELS = 89_478_485
+"""Pixels of an image that is decoded, Pillow's own bound for a warning (a quarter of a GiB at 3 bytes a pixel)."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,26 @@ class Split(Protocol):
 
 
 def decode_image(data: bytes, where: str) -> Image.Image | ImageFault:
-    """An RGB image from the bytes of a file, or the fault that Pillow found."""
+    """An RGB image from the bytes of a file, or the fault that Pillow found.
+
+    An image of more than MAX_PIXELS is a fault before a pixel of it is decoded: a few kilobytes can stand for
+    gigabytes.
+    """
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            return ImageFault(
+                where, f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded"
+            )
+        return image.convert("RGB")
     except (
         Exception
     ) as error:  # nothing but Pillow on foreign bytes in this block, and it raises nearly anything
         return ImageFault(where, f"{type(error).__name__}: {error}")
 
 
-def check_labels(labels: list[int], num_classes: int, where: str) -> None:
+def check_labels(labels: Sequence[int], num_classes: int, where: str) -> None:
     """Refuses labels that no class stands for.
 
     Raises:
@@ -75,3 +92,39 @@ def check_labels(labels: list[int], num_classes: int, where: str) -> None:
             f"{where}: labels run from {low} to {high}, but there are {num_classes} class names; labels must be 0 to "
             f"{num_classes - 1}. Check that the class names belong to this data set and are complete"
         )
+
+
+def check_classes_have_samples(
+    labels: Sequence[int], num_classes: int, where: str, class_names: Sequence[str] | None = None
+) -> None:
+    """Refuses a split that lacks a class: class averages say nothing about it, and a probe cannot learn it.
+
+    More class names than the labels need is also how a wrong list of names shows.
+
+    Raises:
+        DataError: a class has no sample.
+    """
+    counts = Counter(labels)
+    empty = [index for index in range(num_classes) if not counts[index]]
+    if empty:
+        named = [f"{class_names[i]!r} ({i})" if class_names else str(i) for i in empty[:5]]
+        raise DataError(
+            f"{where}: {len(empty)} of {num_classes} classes have no sample: {', '.join(named)}"
+            f"{' and more' if len(empty) > 5 else ''}. Check that the class names are this data set's and that the "
+            "split is complete; where it is meant to be so, set allow_empty_classes=true: averages are over the others"
+        )
+
+
+def unique_keys(keys: Sequence[str], shards: Sequence[str]) -> list[str]:
+    """Keys as they are, or with their shard before them when two shards use the same one.
+
+    Bytes of a member's name that are not UTF-8 are written as escapes, so that results can be stored.
+
+    Args:
+        keys: of each sample.
+        shards: name of each sample's shard.
+    """
+    clean = [key.encode("utf-8", "backslashreplace").decode("utf-8") for key in keys]
+    if len(set(clean)) == len(clean):
+        return clean
+    return [f"{shard}:{key}" for shard, key in zip(shards, clean, strict=True)]

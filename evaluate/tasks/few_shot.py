@@ -3,7 +3,7 @@
 The subsets are nested: for one seed the 2-shot samples contain the 1-shot ones, so a curve over k shows
 more data and not other data. The L2 strength is chosen by cross-validation within the k samples; with one
 sample a class there is nothing to validate on and a fixed value is used. The test set chooses nothing (the
-CLIP paper's few-shot curve tuned on the full validation set).
+CLIP paper's few-shot curve tuned on the full validation set, openai/CLIP#128).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,17 @@ from omegaconf import MISSING
 from crawl2clip.errors import ConfigError
 from evaluate.intervals import seed_spread
 from evaluate.results import Score
-from evaluate.tasks.logistic import WarmStarts, fit, search_l2
+from evaluate.tasks.classification import Predictions, classification_score
+from evaluate.tasks.labelled import Labelled, check_labelled, places_in_class, stratified_rows
+from evaluate.tasks.logistic import SEARCH_TOLERANCE, LogisticRegression
+from evaluate.tasks.penalty_search import search_l2
 
 MAX_FOLDS = 5
+CROSS_VALIDATED_SAMPLES = 10_000
+"""Above so many samples a fifth of them alone says enough: only the first fold is held out."""
+FOLD_TRAIN_SAMPLES = 50_000
+"""Training samples that a fold sees at most, as many as the linear probe's search."""
+
 _SEARCH_LEVELS = (1.0,)  # to the decade: the few validation samples cannot tell finer steps apart
 
 
@@ -42,8 +50,8 @@ class FewShotConfig:
 
 
 def score_few_shot(
-    train: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
+    train: Labelled,
+    test: Labelled,
     num_classes: int,
     config: FewShotConfig,
     device: torch.device | str = "cpu",
@@ -56,19 +64,35 @@ def score_few_shot(
         num_classes: C.
         config: shots and seeds.
         device: where the regressions run.
+
+    Returns:
+        acc1@<k>_shot; the predictions are those of the largest k with the first seed.
+
+    Raises:
+        DataError: a split is empty, not finite, of another width, or labelled with what is no class.
     """
+    check_labelled({"train": train, "test": test}, num_classes)
     features, labels = train[0].to(device), train[1].to(device)
-    values: dict[int, list[float]] = {k: [] for k in sorted(set(config.shots))}
-    chosen: dict[int, list[float]] = {k: [] for k in values}
+    test_on_device = test[0].to(device), test[1].to(device)
+    shots = sorted(set(config.shots))
+    values: dict[int, list[float]] = {k: [] for k in shots}
+    chosen: dict[int, list[float]] = {k: [] for k in shots}
+    shown: Predictions | None = None
     for seed in config.seeds:
-        subsets = nested_subsets(train[1].cpu(), list(values), seed)
-        for k, rows in subsets.items():
-            shot_features, shot_labels = features[rows.to(device)], labels[rows.to(device)]
-            l2 = choose_l2(shot_features, shot_labels, num_classes, config.one_shot_l2)
-            classifier = fit(shot_features, shot_labels, num_classes, l2)
-            values[k].append(classifier.accuracy(*test))
+        predictions, l2, num_drawn = None, config.one_shot_l2, 0
+        for k, rows in nested_subsets(train[1].cpu(), shots, seed).items():
+            # A subset that no class could add to is the one before, and so is its classifier.
+            if predictions is None or len(rows) > num_drawn:
+                drawn = features[rows.to(device)], labels[rows.to(device)]
+                l2 = choose_l2(*drawn, num_classes, config.one_shot_l2)
+                fitted = LogisticRegression(*drawn, num_classes).fit(l2)
+                predictions, num_drawn = fitted.classifier.predict(*test_on_device), len(rows)
+            values[k].append(float((predictions.ranks == 0).double().mean()))
             chosen[k].append(l2)
-    short = short_classes(train[1], num_classes, list(values))
+        shown = shown or predictions
+    assert shown is not None
+    short = short_classes(train[1].cpu(), num_classes, shots)
+    score = classification_score(shown, test[1].cpu(), num_classes)
     return Score(
         metrics={
             f"acc1@{k}_shot": seed_spread(accuracies, 1 / num_classes) for k, accuracies in values.items()
@@ -80,12 +104,17 @@ def score_few_shot(
             "l2_by_seed": {str(k): strengths for k, strengths in chosen.items()},
             "classes_with_fewer_samples": {str(k): classes for k, classes in short.items() if classes},
             "num_test_samples": len(test[1]),
+            "predictions_of": {"shots": shots[-1], "seed": config.seeds[0]},
         },
         notes=[
-            f"{len(classes)} of {num_classes} classes have fewer than {k} training samples; all they have are used"
-            for k, classes in short.items()
-            if classes
+            *score.notes,
+            *(
+                f"{len(classes)} of {num_classes} classes have fewer than {k} training samples; all they have are used"
+                for k, classes in short.items()
+                if classes
+            ),
         ],
+        predictions=score.predictions,
     )
 
 
@@ -100,14 +129,8 @@ def nested_subsets(labels: torch.Tensor, shots: Sequence[int], seed: int) -> dic
     Returns:
         k -> int64 row numbers, ascending.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    rows: dict[int, list[torch.Tensor]] = {k: [] for k in shots}
-    for label in torch.unique(labels):
-        members = order[labels[order] == label]
-        for k in shots:
-            rows[k].append(members[:k])
-    return {k: torch.cat(parts).sort().values for k, parts in rows.items()}
+    places = places_in_class(labels, seed)
+    return {k: (places < k).nonzero().squeeze(1) for k in shots}
 
 
 def short_classes(labels: torch.Tensor, num_classes: int, shots: Sequence[int]) -> Mapping[int, list[int]]:
@@ -121,21 +144,34 @@ def choose_l2(features: torch.Tensor, labels: torch.Tensor, num_classes: int, on
 
     Samples of a class are dealt to the folds in turn, so every fold leaves each class of two or more samples
     some to train on.
+
+    Args:
+        features: [N, D], labels: [N] int64, on one device.
+        num_classes: C.
+        one_shot_l2: the answer where no class has two samples.
     """
-    counts = torch.bincount(labels, minlength=num_classes)
-    num_folds = min(MAX_FOLDS, int(counts.max()))
+    places = places_in_class(labels.cpu(), seed=None)
+    num_folds = min(MAX_FOLDS, int(places.max()) + 1)
     if num_folds < 2:
         return one_shot_l2
-    fold = torch.empty_like(labels)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero().squeeze(1)
-        fold[members] = torch.arange(len(members), device=labels.device) % num_folds
-
-    masks = [fold == held_out for held_out in range(num_folds)]
-    fits = [WarmStarts(features[~mask], labels[~mask], num_classes) for mask in masks]
+    fold = (places % num_folds).to(labels.device)
+    masks = [
+        fold == held_out for held_out in range(num_folds if len(labels) <= CROSS_VALIDATED_SAMPLES else 1)
+    ]
+    fits = []
+    for mask in masks:
+        rows = (~mask).nonzero().squeeze(1)
+        rows = rows[stratified_rows(labels[rows].cpu(), FOLD_TRAIN_SAMPLES, seed=0).to(rows.device)]
+        fits.append(LogisticRegression(features[rows], labels[rows], num_classes))
 
     def accuracy_at(l2: float) -> float:
-        ranks = [fits[i].fit(l2).ranks(features[mask], labels[mask]) for i, mask in enumerate(masks)]
-        return float((torch.cat(ranks) == 0).double().mean())
+        hits = [
+            regression.fit(l2, tolerance=SEARCH_TOLERANCE)
+            .classifier.predict(features[mask], labels[mask])
+            .ranks
+            == 0
+            for regression, mask in zip(fits, masks, strict=True)
+        ]
+        return float(torch.cat(hits).double().mean())
 
     return search_l2(accuracy_at, _SEARCH_LEVELS).l2

@@ -1,107 +1,154 @@
-"""Image and text retrieval: recall at 1, 5 and 10 in both directions.
+"""Image and text retrieval: recall at 1, 5 and 10 in both directions and their mean, and the ranks themselves.
 
 A query is a hit at k when any of its positives is among the first k results (the usual convention of CLIP
-papers; Karpathy & Fei-Fei 2015). Pairs are many to many: an image may have several captions and a caption
-several images. Tie rule: a result ranks before a positive when its score is strictly greater, or equal with
-an earlier index; so a model that gives every pair the same score gets chance, not everything. Scores are
-computed a block of queries at a time, so memory does not grow with the number of pairs.
+papers; Karpathy & Fei-Fei 2015). Image retrieval asks with a caption, text retrieval with an image. The tie rule is
+that of `retrieval_ranks`: at an equal score the earlier index ranks first. (CLIP_benchmark takes what torch.topk
+returns, which leaves the order of equal scores open.)
+
+The captions of an image stand and fall together, so intervals come from drawing images with all their captions.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from evaluate.intervals import Estimate, bootstrap_ratio
+from crawl2clip.errors import DataError
+from evaluate.intervals import Estimate, bootstrap_median, bootstrap_ratio, percentile_interval
+from evaluate.resampling import bootstrap_sums
 from evaluate.results import Score
+from evaluate.tasks.inputs import check_count, check_features
+from evaluate.tasks.retrieval_ranks import retrieval_ranks
 
 RECALL_AT = (1, 5, 10)
-_BLOCK_SCORES = 8_000_000  # scores in memory at a time: 32 MB of float32
-
-
-@dataclass(frozen=True)
-class Positives:
-    """For each query the gallery items that count as right: items[starts[q]:starts[q + 1]]."""
-
-    starts: torch.Tensor  # [Q + 1] int64
-    items: torch.Tensor  # [pairs] int64, ascending within a query
-
-    @classmethod
-    def of_pairs(cls, queries: torch.Tensor, items: torch.Tensor, num_queries: int) -> "Positives":
-        """From pairs: queries [P] and items [P], int64, in any order."""
-        order = np.lexsort((items.numpy(), queries.numpy()))
-        counts = torch.bincount(queries, minlength=num_queries)
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        return cls(starts, items[torch.from_numpy(order)])
-
-
-def best_positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, positives: Positives) -> torch.Tensor:
-    """Number of gallery items that rank before a query's best positive.
-
-    Args:
-        queries: [Q, D] float32, L2-normalised.
-        gallery: [G, D] float32, L2-normalised.
-        positives: at least one for every query.
-
-    Returns:
-        [Q] int64, 0 where a positive ranks first.
-    """
-    indices = torch.arange(len(gallery))
-    ranks = []
-    for start, end in _blocks(len(queries), len(gallery)):
-        scores = queries[start:end] @ gallery.T
-        first, last = int(positives.starts[start]), int(positives.starts[end])
-        rows = torch.repeat_interleave(
-            torch.arange(end - start), positives.starts[start + 1 : end + 1] - positives.starts[start:end]
-        )
-        items = positives.items[first:last]
-        own = scores[rows, items]
-        best = torch.full((end - start,), -torch.inf).scatter_reduce_(0, rows, own, "amax")
-        # Among positives with the best score the earliest one ranks first.
-        candidates = torch.where(own == best[rows], items, len(gallery))
-        index = torch.full((end - start,), len(gallery)).scatter_reduce_(0, rows, candidates, "amin")
-        before = (scores > best[:, None]) | ((scores == best[:, None]) & (indices < index[:, None]))
-        ranks.append(before.sum(dim=1))
-    return torch.cat(ranks)
-
-
-def _blocks(num_queries: int, num_items: int) -> Iterator[tuple[int, int]]:
-    size = max(1, _BLOCK_SCORES // max(1, num_items))
-    for start in range(0, num_queries, size):
-        yield start, min(start + size, num_queries)
 
 
 def score_retrieval(
-    image_features: torch.Tensor, text_features: torch.Tensor, image_of_text: torch.Tensor
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    image_of_text: torch.Tensor,
+    *,
+    text_of_pair: torch.Tensor | None = None,
 ) -> Score:
-    """Recall at 1, 5 and 10, image retrieval (a caption is the query) and text retrieval (an image is).
+    """Recall at 1, 5 and 10, mean and median rank (from 1), image retrieval and text retrieval.
 
     Args:
         image_features: [I, D] float32, L2-normalised.
         text_features: [T, D] float32, L2-normalised.
         image_of_text: [T] int64, the image each caption belongs to; every image has at least one.
+        text_of_pair: for captions that belong to several images: [P] int64, the caption of each pair, image_of_text
+            then being the image of each pair, [P]. None: caption i is in pair i alone.
+
+    Returns:
+        image_, text_ and mean_retrieval_recall@k, where mean is that of the two directions, and image_ and
+        text_retrieval_mean_rank and _median_rank; each query's rank from 0 under predictions.
+
+    Raises:
+        DataError: features that are not finite or not of one width, or an image or caption without a partner.
     """
     num_images, num_texts = len(image_features), len(text_features)
-    texts = torch.arange(num_texts)
-    of_text = Positives.of_pairs(texts, image_of_text, num_texts)
-    of_image = Positives.of_pairs(image_of_text, texts, num_images)
-    image_ranks = best_positive_ranks(text_features, image_features, of_text)
-    text_ranks = best_positive_ranks(image_features, text_features, of_image)
-    captions = torch.bincount(image_of_text, minlength=num_images)
-    metrics: dict[str, Estimate] = {}
+    check_features("image features", image_features)
+    check_features("text features", text_features, dim=image_features.shape[1])
+    image_of_pair = image_of_text.cpu()
+    if text_of_pair is None:
+        check_count("images of captions", len(image_of_pair), num_texts, "captions")
+        text_of_pair = torch.arange(num_texts)
+    text_of_pair = text_of_pair.cpu()
+    check_count("captions of pairs", len(text_of_pair), len(image_of_pair), "images of pairs")
+    captions = _partners(image_of_pair, num_images, "image")
+    images = _partners(text_of_pair, num_texts, "caption")
+    ranks = retrieval_ranks(image_features, text_features, image_of_pair, text_of_pair)
+    # A caption of several images is drawn with the first of them.
+    cluster = (
+        torch.full((num_texts,), num_images).scatter_reduce_(0, text_of_pair, image_of_pair, "amin").numpy()
+    )
+    of_texts, of_images = ranks.of_texts.numpy(), ranks.of_images.numpy()
+    chances = [
+        (_chance_of_any(images.tolist(), num_images, k), _chance_of_any(captions.tolist(), num_texts, k))
+        for k in RECALL_AT
+    ]
+    metrics = _recalls(of_texts, of_images, cluster, chances)
+    metrics |= _rank_metrics("image", of_texts, cluster, num_images)
+    metrics |= _rank_metrics("text", of_images, np.arange(num_images), num_images)
+    return Score(
+        metrics=metrics,
+        details={
+            "num_captions": num_texts,
+            "recall_at": list(RECALL_AT),
+            "tie_rule": "at an equal score the earlier index ranks first",
+        },
+        predictions={
+            "image_retrieval_rank": of_texts,
+            "text_retrieval_rank": of_images,
+            "image_of_text": cluster,
+        },
+    )
+
+
+def _partners(of_pair: torch.Tensor, num: int, what: str) -> torch.Tensor:
+    """How many pairs each image (or caption) is in, all of them in one."""
+    if int(of_pair.min()) < 0 or int(of_pair.max()) >= num:
+        raise DataError(
+            f"pairs name {what}s {int(of_pair.min())} to {int(of_pair.max())}, but there are {num}; allowed are 0 to "
+            f"{num - 1}"
+        )
+    counts = torch.bincount(of_pair, minlength=num)
+    alone = (counts == 0).nonzero().flatten()
+    if len(alone):
+        raise DataError(
+            f"{len(alone)} of {num} {what}s belong to no pair (the first is {what} {int(alone[0])}); retrieval needs "
+            "every image with a caption and every caption with an image: leave the others out"
+        )
+    return counts
+
+
+def _recalls(
+    of_texts: NDArray[np.int64],
+    of_images: NDArray[np.int64],
+    cluster: NDArray[np.int64],
+    chances: Sequence[tuple[float, float]],
+) -> dict[str, Estimate]:
+    """Recalls of both directions and their mean, all on the same resamples of images."""
+    num_images, num_texts = len(of_images), len(of_texts)
+
+    def per_image(values: NDArray[np.bool_]) -> NDArray[np.floating]:
+        return np.bincount(cluster, weights=values, minlength=num_images).astype(np.float64)
+
+    columns = [per_image(np.ones(num_texts, np.bool_)), np.ones(num_images)]
     for k in RECALL_AT:
-        hits = torch.bincount(image_of_text, weights=(image_ranks < k).double(), minlength=num_images)
-        metrics[f"image_retrieval_recall@{k}"] = bootstrap_ratio(
-            hits.numpy(), captions.double().numpy(), num=num_texts, chance=min(1.0, k / num_images)
+        columns += [per_image(of_texts < k), (of_images < k).astype(np.float64)]
+    sums = bootstrap_sums(np.column_stack(columns))
+    metrics: dict[str, Estimate] = {}
+    means: dict[str, Estimate] = {}
+    for place, (k, (image_chance, text_chance)) in enumerate(zip(RECALL_AT, chances, strict=True)):
+        image_value, text_value = float((of_texts < k).mean()), float((of_images < k).mean())
+        image, text = sums[:, 2 + 2 * place] / sums[:, 0], sums[:, 3 + 2 * place] / sums[:, 1]
+        metrics[f"image_retrieval_recall@{k}"] = percentile_interval(
+            image_value, image, num=num_texts, chance=image_chance
         )
-        metrics[f"text_retrieval_recall@{k}"] = bootstrap_ratio(
-            (text_ranks < k).double().numpy(),
-            np.ones(num_images),
-            num=num_images,
-            chance=_chance_of_any(captions.tolist(), num_texts, k),
+        metrics[f"text_retrieval_recall@{k}"] = percentile_interval(
+            text_value, text, num=num_images, chance=text_chance
         )
-    return Score(metrics=metrics, details={"num_captions": num_texts, "recall_at": list(RECALL_AT)})
+        means[f"mean_retrieval_recall@{k}"] = percentile_interval(
+            (image_value + text_value) / 2,
+            (image + text) / 2,
+            num=num_images + num_texts,
+            chance=(image_chance + text_chance) / 2,
+        )
+    return metrics | means
+
+
+def _rank_metrics(
+    side: str, ranks: NDArray[np.int64], cluster: NDArray[np.int64], num_clusters: int
+) -> dict[str, Estimate]:
+    """Mean and median rank, counted from 1; of an even number the median is the mean of the middle two."""
+    sums = np.bincount(cluster, weights=ranks + 1, minlength=num_clusters).astype(np.float64)
+    counts = np.bincount(cluster, minlength=num_clusters).astype(np.float64)
+    return {
+        f"{side}_retrieval_mean_rank": bootstrap_ratio(sums, counts, num=len(ranks), unit="rank"),
+        f"{side}_retrieval_median_rank": bootstrap_median(ranks + 1, cluster, unit="rank"),
+    }
 
 
 def _chance_of_any(positives: Sequence[int], num_items: int, k: int) -> float:

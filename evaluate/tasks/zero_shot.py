@@ -2,15 +2,20 @@
 
 A class is the mean direction of its prompts: each prompt's feature is L2-normalised, averaged over the
 templates, and normalised again. The predicted class is the one with the highest cosine; the temperature
-does not change that and is left out.
+does not change that and matters for the calibration error alone.
 """
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
+from crawl2clip.errors import DataError
+from evaluate.data.samples import check_labels
 from evaluate.results import Score
-from evaluate.tasks.classification import classification_metrics, group_metrics, linear_ranks
+from evaluate.tasks.calibration import SOURCE, expected_calibration_error
+from evaluate.tasks.classification import classification_score, linear_predictions
+from evaluate.tasks.inputs import check_count, check_features
 
 
 def zero_shot_classifier(prompt_features: torch.Tensor, prompts_per_class: Sequence[int]) -> torch.Tensor:
@@ -18,11 +23,20 @@ def zero_shot_classifier(prompt_features: torch.Tensor, prompts_per_class: Seque
 
     Args:
         prompt_features: [P, D] float32, L2-normalised, the prompts of class 0 first, then those of class 1 ...
-        prompts_per_class: how many prompts each class has; sums to P.
+        prompts_per_class: how many prompts each class has, at least one; sums to P.
 
     Returns:
         [C, D] float32, L2-normalised.
+
+    Raises:
+        DataError: a class has no prompt.
     """
+    empty = [index for index, count in enumerate(prompts_per_class) if count < 1]
+    if empty:
+        raise DataError(
+            f"class {empty[0]} has no prompt ({len(empty)} of {len(prompts_per_class)} classes have none); give every "
+            "class at least one"
+        )
     means = [part.mean(dim=0) for part in prompt_features.split(list(prompts_per_class))]
     return torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
@@ -32,6 +46,9 @@ def score_zero_shot(
     labels: torch.Tensor,
     classifier: torch.Tensor,
     groups: Mapping[str, Sequence[int]],
+    *,
+    logit_scale: float | None = None,
+    sample_groups: Sequence[str] | None = None,
 ) -> Score:
     """Accuracy of nearest-class prediction.
 
@@ -40,19 +57,30 @@ def score_zero_shot(
         labels: [N] int64.
         classifier: [C, D] from `zero_shot_classifier`.
         groups: name -> class indices whose samples are also reported apart.
+        logit_scale: the model's, already exponentiated, so 1 / temperature; gives ece.
+        sample_groups: [N] the group of each sample (such as its region), "" for none; gives worst_group_acc1 and
+            worst_group_acc5.
+
+    Returns:
+        acc1, acc5 (from five classes on), mean_per_class_recall, macro_f1, roc_auc (two classes), ece (with a
+        logit_scale) and worst_group_* (with sample_groups); predictions of each sample.
+
+    Raises:
+        DataError: features that are not finite or not of one width, labels that no class stands for, or lists that
+            are not as long as the samples.
     """
-    num_classes = len(classifier)
-    ranks = linear_ranks(image_features, labels, classifier)
-    present = set(labels.tolist())
-    notes = (
-        [f"{num_classes - len(present)} of {num_classes} classes have no sample"]
-        if len(present) < num_classes
-        else []
+    check_features("class directions", classifier)
+    check_features("image features", image_features, dim=classifier.shape[1])
+    check_count("labels", len(labels), len(image_features), "images")
+    check_labels(labels.tolist(), len(classifier), "zero-shot classification")
+    predictions = linear_predictions(image_features, labels, classifier, logit_scale=logit_scale)
+    score = classification_score(
+        predictions, labels.cpu(), len(classifier), groups=groups, sample_groups=sample_groups
     )
-    sampled = {name: classes for name, classes in groups.items() if present.intersection(classes)}
-    notes += [f"group {name} has no sample" for name in groups if name not in sampled]
-    return Score(
-        metrics=classification_metrics(ranks, labels, num_classes),
-        groups=group_metrics(ranks, labels, num_classes, sampled),
-        notes=notes,
-    )
+    if predictions.confidence is not None:
+        confidence = np.asarray(predictions.confidence)
+        estimate, bins = expected_calibration_error(confidence, score.predictions["correct"])
+        score.metrics["ece"] = estimate
+        score.details["calibration"] = {"logit_scale": logit_scale, "measure": SOURCE, "bins": bins}
+        score.predictions["confidence"] = confidence
+    return score

@@ -1,35 +1,30 @@
 """The same model on the same files through CLIP_benchmark: data, zero-shot and retrieval agree to 1e-6."""
 
-from types import SimpleNamespace
-
 import clip_benchmark.metrics.zeroshot_classification as reference_zero_shot
 import clip_benchmark.metrics.zeroshot_retrieval as reference_retrieval
 import pytest
 import torch
 from clip_benchmark.datasets.builder import build_dataset, image_captions_collate_fn
-from evaluation_sets import ARCHITECTURE, picture, write_classification, write_retrieval
+from clip_benchmark_reference import accuracy, random_encoder, trained_encoder
+from evaluation_sets import encoded, picture, write_classification, write_retrieval, write_split
 
 from crawl2clip.distributed import single_process
-from crawl2clip.encoder import encoder_of
-from crawl2clip.models import ModelConfig, build_model
 from evaluate.data.datasets import DatasetConfig, Task, open_dataset
 from evaluate.run import evaluate
-from evaluate.traps import activation_note
 
 ZERO_SHOT = DatasetConfig(tasks=[Task.zero_shot], metric="acc1")
 RETRIEVAL = DatasetConfig(tasks=[Task.retrieval], metric="image_retrieval_recall@5")
+NUM_CLASSES = 12
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    torch.manual_seed(0)
-    config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
-    model = build_model(config)
-    with torch.no_grad():
-        # Freshly made, the towers give nearly one direction for everything; spread them so that ranks mean something.
-        model.visual.proj.mul_(50)
-        model.text_projection.mul_(50)
-    return encoder_of(model, config)
+def trained():
+    return trained_encoder(num_classes=NUM_CLASSES)
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def encoder(request, trained):
+    return random_encoder() if request.param == "random" else trained
 
 
 def reference_loader(folder, encoder, task, collate=None):
@@ -38,25 +33,50 @@ def reference_loader(folder, encoder, task, collate=None):
     return dataset, loader
 
 
-def test_zero_shot_equals_clip_benchmark(tmp_path, encoder, monkeypatch):
-    folder = write_classification(tmp_path / "things", num_classes=7, per_class=6)
+def reference_scores(folder, encoder, monkeypatch):
     dataset, loader = reference_loader(folder, encoder, "zeroshot_classification")
-    # clip_benchmark 1.6.2 calls float() on an array of one element, which numpy 2.4 refuses; the same formula:
-    monkeypatch.setattr(reference_zero_shot, "accuracy", accuracy_with_item)
-    expected = reference_zero_shot.evaluate(
+    monkeypatch.setattr(reference_zero_shot, "accuracy", accuracy)
+    return reference_zero_shot.evaluate(
         encoder.model, loader, encoder.tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
     )
-    opened = open_dataset("things", ZERO_SHOT, data_root=tmp_path)
+
+
+def our_scores(folder, encoder, config):
+    opened = open_dataset(folder.name, config, data_root=folder.parent)
     (ours,) = evaluate(encoder, [opened], world=single_process(), show_progress=False)
-    assert 0 < expected["acc1"] < 1
+    return {name: estimate.value for name, estimate in ours.metrics.items()}
+
+
+def test_zero_shot_equals_clip_benchmark(tmp_path, encoder, monkeypatch):
+    folder = write_classification(tmp_path / "things", num_classes=NUM_CLASSES, per_class=20)
+    expected = reference_scores(folder, encoder, monkeypatch)
+    ours = our_scores(folder, encoder, ZERO_SHOT)
+    assert set(expected) == {"acc1", "acc5", "mean_per_class_recall"}
     for name, value in expected.items():
-        assert ours.metrics[name].value == pytest.approx(value, abs=1e-6)
+        assert ours[name] == pytest.approx(value, abs=1e-6)
+    assert 0 < expected["acc1"] < expected["acc5"] <= 1
 
 
-def accuracy_with_item(output, target, topk=(1,)):
-    predicted = output.topk(max(topk), 1, True, True)[1].t()
-    correct = predicted.eq(target.view(1, -1).expand_as(predicted))
-    return [correct[:k].reshape(-1).float().sum(0).item() / len(target) for k in topk]
+def test_the_trained_model_knows_something(tmp_path, trained):
+    """Or the comparison above would be one of two ways to guess."""
+    folder = write_classification(tmp_path / "things", num_classes=NUM_CLASSES, per_class=5)
+    ours = our_scores(folder, trained, ZERO_SHOT)
+    assert 3 / NUM_CLASSES < ours["acc1"] < 1
+
+
+def test_classes_of_different_size_and_one_without_samples(tmp_path, encoder, monkeypatch):
+    folder = write_classification(tmp_path / "things", num_classes=NUM_CLASSES, per_class=1, split="unused")
+    labels = [label for label in range(NUM_CLASSES - 1) for _ in range(1 + 3 * label)]
+    write_split(
+        folder / "test",
+        [{"png": encoded(picture(label, i)), "cls": str(label).encode()} for i, label in enumerate(labels)],
+    )
+    expected = reference_scores(folder, encoder, monkeypatch)
+    config = DatasetConfig(tasks=[Task.zero_shot], metric="acc1", allow_empty_classes=True)
+    ours = our_scores(folder, encoder, config)
+    assert expected["mean_per_class_recall"] != pytest.approx(expected["acc1"], abs=1e-3)
+    for name, value in expected.items():
+        assert ours[name] == pytest.approx(value, abs=1e-6)
 
 
 def test_retrieval_equals_clip_benchmark(tmp_path, encoder):
@@ -65,12 +85,11 @@ def test_retrieval_equals_clip_benchmark(tmp_path, encoder):
     expected = reference_retrieval.evaluate(
         encoder.model, loader, encoder.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
     )
-    opened = open_dataset("told", RETRIEVAL, data_root=tmp_path)
-    (ours,) = evaluate(encoder, [opened], world=single_process(), show_progress=False)
+    ours = our_scores(folder, encoder, RETRIEVAL)
+    assert len(expected) == 6
     assert 0 < expected["image_retrieval_recall@5"] < 1
-    assert ours.metrics.keys() == expected.keys()
     for name, value in expected.items():
-        assert ours.metrics[name].value == pytest.approx(value, abs=1e-6)
+        assert ours[name] == pytest.approx(value, abs=1e-6)
 
 
 def test_what_clip_benchmark_exports_opens_and_reads_the_same(tmp_path, monkeypatch):
@@ -102,22 +121,3 @@ def test_what_clip_benchmark_exports_opens_and_reads_the_same(tmp_path, monkeypa
     )  # fmt: skip
     told = open_dataset("told", RETRIEVAL, data_root=tmp_path)
     assert told.test.record(5).captions == ["5", "again 5"]
-
-
-def test_the_wrong_activation_is_named():
-    """OpenAI's and LAION-400M's ViT-B-32 were trained with QuickGELU; loading them without it raises nothing."""
-
-    class QuickGELU(torch.nn.Module):
-        pass
-
-    def model(name, *modules):
-        return SimpleNamespace(name=name, model=torch.nn.Sequential(*modules))
-
-    without = activation_note(model("ViT-B-32", torch.nn.GELU()), "laion400m_e32")
-    assert without == (
-        "laion400m_e32 was trained with QuickGELU and ViT-B-32 runs without it, which costs points; "
-        "use model=ViT-B-32-quickgelu"
-    )
-    assert activation_note(model("ViT-B-32-quickgelu", QuickGELU()), "laion400m_e32") is None
-    assert activation_note(model("ViT-B-32", torch.nn.GELU()), "laion2b_s34b_b79k") is None
-    assert activation_note(model("ViT-B-32", torch.nn.GELU()), "weights.pt") is None

@@ -19,7 +19,8 @@ from crawl2clip.export import export_model
 from crawl2clip.models import ModelConfig, build_model
 from evaluate.command import run
 from evaluate.config import EvaluateConfig
-from evaluate.results import read_results
+from evaluate.results import load_predictions, read_results
+from evaluate.subcommands import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,7 +100,7 @@ def test_the_command_writes_results_and_prints_the_table(place, first):
     assert results[3].headline.value > 0.5  # the pictures of a class differ by noise alone
     assert "| emoji_concepts [unseen] " in first.stdout
     assert "acc1@4_shot" in first.stdout
-    for name in ("results.md", "results.csv", "config.yaml"):
+    for name in ("results.md", "results.csv", "results.html", "config.yaml"):
         assert (place / "first" / name).is_file()
 
 
@@ -176,16 +177,75 @@ def test_data_that_is_not_there_is_found_before_the_model_is_loaded(place):
         run_here(*words(place, "wrong", "data_root=nowhere", "pretrained=not_looked_for"))
 
 
-def test_an_average_is_a_result_of_its_own(place):
+def test_averages_are_results_of_their_own(place):
     run_here(
-        *words(place, "average", "~suite.datasets.emoji_retrieval", "suite.average=true"),
+        *words(
+            place, "average", "~suite.datasets.emoji_retrieval", "suite.averages=[{name: mean, metric: acc1}]"
+        ),
         "suite.datasets.emoji_subgroups.tasks=[zero_shot]",
     )
     results = read_results(place / "average")
     mean = next(r for r in results if r.task == "average")
     parts = [r.headline.value for r in results if r.task != "average"]
-    assert (mean.dataset, mean.headline.num) == ("emoji", 2)
+    assert (mean.dataset, mean.headline.num) == ("mean", 2)
     assert mean.headline.value == pytest.approx(sum(parts) / 2)
+
+
+def test_several_models_in_one_run(place, capsys):
+    torch.manual_seed(1)
+    config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
+    export_model(build_model(config), config, place / "other", provenance={})
+    only = "~suite.datasets.emoji_retrieval", "~suite.datasets.emoji_subgroups"
+    both = f"models=[{{pretrained: {place / 'export'}}},{{pretrained: {place / 'other'}}}]"
+    run_here(*words(place, "several", *only, "pretrained=null", both))
+    assert len({r.weights_sha256 for r in read_results(place / "several")}) == 2
+    shown = capsys.readouterr().out
+    assert "| model " in shown
+    run_here(*words(place, "alone", *only, f"pretrained={place / 'other'}"))
+    (alone,) = read_results(place / "alone")
+    same = next(r for r in read_results(place / "several") if r.weights_sha256 == alone.weights_sha256)
+    assert (same.metrics, same.groups) == (alone.metrics, alone.groups)
+
+
+def test_two_runs_are_compared_sample_by_sample(place, capsys):
+    torch.manual_seed(2)
+    config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
+    export_model(build_model(config), config, place / "third", provenance={})
+    for output, export in (("with_a", "export"), ("with_b", "third")):
+        more = "save_predictions=true", "~suite.datasets.emoji_subgroups"
+        run_here(*words(place, output, *more, f"pretrained={place / export}"))
+    (path,) = (place / "with_a" / "results").glob("*/emoji_retrieval.retrieval.npz")
+    predictions = load_predictions(path)
+    assert len(predictions["keys"]) == 30
+    assert len(predictions["image_of_text"]) == len(predictions["image_retrieval_rank"]) == 60
+    (path,) = (place / "with_a" / "results").glob("*/emoji_concepts.zero_shot.npz")
+    assert load_predictions(path)["label"].tolist() == [i % 7 for i in range(56)]
+    capsys.readouterr()
+    assert (
+        main(["compare", str(place / "with_a"), str(place / "with_b"), "--output", str(place / "compared")])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "emoji_concepts" in shown
+    assert "emoji_retrieval" in shown
+    assert [file.suffix for file in sorted((place / "compared").iterdir())] == [".html", ".md"]
+    assert main(["compare", str(place / "with_a"), str(place / "with_a")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_compare_is_a_command(place, first):
+    done = command("compare", str(place / "first"), str(place / "nothing"))
+    assert done.returncode == 2, done.stderr
+    assert "nothing holds no results; give an output_dir of python -m evaluate" in done.stderr
+
+
+def test_features_before_the_projection_serve_the_probe(place):
+    only = "~suite.datasets.emoji_retrieval", "~suite.datasets.emoji_concepts"
+    run_here(*words(place, "penultimate", *only, "suite.linear_probe.features=penultimate"))
+    found = {r.task: r for r in read_results(place / "penultimate")}
+    assert found["linear_probe"].details["features"] == "before projection, not normalised"
+    assert found["few_shot"].details["features"] == "after projection, L2-normalised"
+    assert found["linear_probe"].headline.value > 0.5
 
 
 def test_weights_of_a_model_of_ones_own_need_its_architecture(place):

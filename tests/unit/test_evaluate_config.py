@@ -6,6 +6,9 @@ from hydra.core.config_store import ConfigStore
 
 from crawl2clip.config import CONFIG_DIR, register, typed
 from crawl2clip.errors import ConfigError
+from crawl2clip.models import ModelConfig
+from evaluate.averages import AverageConfig
+from evaluate.command import models_of
 from evaluate.config import EvaluateConfig, PrecisionConfig, SuiteConfig, register_zoo
 from evaluate.data.datasets import DatasetConfig, Task
 from evaluate.data.prompts import known_templates
@@ -26,13 +29,6 @@ def test_every_suite_composes_and_its_prompts_are_known(suite):
     for name, entry in config.suite.datasets.items():
         if Task.zero_shot in entry.tasks and entry.builder:
             assert known_templates(entry.prompts or entry.builder or name, entry.language)
-
-
-def test_vtab_plus_is_the_mean_of_acc1_over_35_sets():
-    suite = composed("suite=vtab_plus").suite
-    assert len(suite.datasets) == 35
-    assert suite.average
-    assert {entry.metric for entry in suite.datasets.values()} == {"acc1"}
 
 
 def test_the_emoji_suite_is_what_the_demo_scores():
@@ -74,18 +70,31 @@ def test_numbers_out_of_range_are_refused():
         composed("image_batch_size=0")
     with pytest.raises(ConfigError, match="max_bad_images is -1; give 0 or more"):
         composed("max_bad_images=-1")
+    with pytest.raises(ConfigError, match=r"cache_limit_gb is -1\.0; give 0 or more"):
+        composed("cache_limit_gb=-1")
 
 
-def test_an_average_over_different_things_is_refused():
+def test_an_average_that_does_not_fit_its_suite_is_refused():
     one = DatasetConfig(tasks=[Task.zero_shot], metric="acc1")
     other = DatasetConfig(tasks=[Task.zero_shot], metric="mean_per_class_recall")
-    with pytest.raises(
-        ConfigError, match=r"average over different things .metrics: acc1, mean_per_class_recall"
-    ):
-        SuiteConfig(name="mixed", datasets={"a": one, "b": other}, average=True)
-    both = DatasetConfig(tasks=[Task.zero_shot, Task.linear_probe], metric="acc1")
-    with pytest.raises(ConfigError, match="more than one task: b"):
-        SuiteConfig(name="mixed", datasets={"a": one, "b": both}, average=True)
+    with pytest.raises(ConfigError, match="mean of acc1, but 'b' has the metric mean_per_class_recall"):
+        SuiteConfig(
+            name="mixed", datasets={"a": one, "b": other}, averages=[AverageConfig(name="all", metric="acc1")]
+        )
+
+
+def test_one_model_or_several_are_named_and_none_twice():
+    several = composed(
+        "pretrained=null", "models=[{model: ViT-B-32, pretrained: openai}, {pretrained: runs/a}]"
+    )
+    assert models_of(several) == [(ModelConfig(name="ViT-B-32"), "openai"), (None, "runs/a")]
+    assert models_of(composed()) == [(None, "x")]
+    with pytest.raises(ConfigError, match="no weights are named; give pretrained=<open_clip tag"):
+        composed("pretrained=null")
+    with pytest.raises(ConfigError, match="models names 1 models, and model or pretrained another"):
+        composed("models=[{pretrained: y}]")
+    with pytest.raises(ConfigError, match="models names B openai more than once"):
+        composed("pretrained=null", "models=[{model: B, pretrained: openai}, {model: B, pretrained: openai}]")
 
 
 def test_few_shot_without_settings_and_an_empty_suite_are_refused():

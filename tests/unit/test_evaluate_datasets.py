@@ -140,9 +140,10 @@ def test_the_task_must_fit_the_type_of_the_data_set(tmp_path):
         ConfigError, match=r"'told' .*is a retrieval set.*\(zero_shot\) need a classification set"
     ):
         open_dataset("told", ZERO_SHOT, data_root=tmp_path)
-    (tmp_path / "told" / "dataset_type.txt").write_text("multilabel")
+    (tmp_path / "told" / "dataset_type.txt").write_text("captioning")
     with pytest.raises(
-        DataError, match="says 'multilabel'; the types evaluated here are classification and retrieval"
+        DataError,
+        match=r"says .captioning.; the types evaluated here are classification, retrieval, multilabel",
     ):
         open_dataset("told", ZERO_SHOT, data_root=tmp_path)
 
@@ -312,3 +313,48 @@ def test_a_builders_retrieval_set_gives_captions(tmp_path):
     assert [r.captions for r in dataset.test.records()] == [
         [f"caption {i} of {n}, yes" for i in range(2)] for n in "xy"
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"tasks": [Task.selection], "metric": "acc5"},
+            "unknown metric for selection 'acc5'.*Known: acc1, group_score",
+        ),
+        ({"tasks": [Task.multi_label, Task.zero_shot]}, "multi_label and zero_shot need different headlines"),
+        ({"metric": "worst_group_acc1"}, "worst_group_acc1 needs group_by, the metadata field"),
+        ({"tasks": [Task.linear_probe], "metric": "roc_auc"}, "unknown metric for linear_probe 'roc_auc'"),
+        ({"group_names": ["a"]}, "group_names and ignored_groups say nothing without group_by"),
+        (
+            {"tasks": [Task.linear_probe], "val_split": "test"},
+            "are test, train, test: one of them twice, so a probe would be scored on images it has seen",
+        ),
+        ({"tasks": [Task.knn], "train_split": "test"}, "are test, test: one of them twice"),
+        (
+            {"group_by": "regio", "metadata_fields": ["region", "year"]},
+            "unknown metadata field in group_by 'regio'; did you mean 'region'",
+        ),
+        (
+            {"hub": "a/b", "url": "http://c"},
+            r"both hub .a/b. and url .http://c. are set; keep the one to fetch from",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DatasetConfig(**{"tasks": [Task.zero_shot], "metric": "acc1", **settings})
+
+
+def test_two_classes_are_needed_for_a_roc_curve(tmp_path):
+    write_classification(tmp_path / "things", num_classes=4)
+    with pytest.raises(ConfigError, match="roc_auc is for two classes, this set has 4; use metric=acc1"):
+        open_dataset("things", DatasetConfig(tasks=[Task.zero_shot], metric="roc_auc"), data_root=tmp_path)
+
+
+def test_a_shard_whose_samples_were_lost_is_empty_and_fails(tmp_path):
+    folder = write_classification(tmp_path / "things", num_shards=2)
+    with tarfile.open(folder / "test" / "1.tar", "w"):
+        pass
+    with pytest.raises(DataError, match=r"1.tar: no_samples"):
+        open_dataset("things", ZERO_SHOT, data_root=tmp_path)

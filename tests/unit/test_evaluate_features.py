@@ -8,11 +8,12 @@ from torch.utils.data import IterableDataset
 
 from crawl2clip.distributed import World, single_process
 from crawl2clip.errors import DataError
+from evaluate.batches import batches_of
 from evaluate.cache import FeatureCache, preprocessing_hash
 from evaluate.data.benchmark_split import BenchmarkSplit
+from evaluate.data.subset_split import SubsetSplit
 from evaluate.data.tar_split import TarSplit
-from evaluate.features import _batches, _joined, encode_images, main_decides
-from evaluate.texts import TextFeatures
+from evaluate.features import encode_images
 
 WORLD = single_process()
 
@@ -56,8 +57,8 @@ def test_features_are_those_of_the_encoder_in_order(split):
 def test_shares_cover_every_sample_once_in_the_same_batches(split, world_size, num_workers):
     def batches(rank):
         world = World(rank, world_size, rank, torch.device("cpu"))
-        found = _batches(split, PlainEncoder().preprocess, world, 4, num_workers if world_size < 3 else 0)
-        return [[record.index for record, _ in batch] for batch in found]
+        found = batches_of(split, PlainEncoder().preprocess, world, 4, num_workers if world_size < 3 else 0)
+        return [[record.index for record in batch.records] for batch in found]
 
     shares = [batches(rank) for rank in range(world_size)]
     assert sorted(batch for share in shares for batch in share) == [
@@ -85,28 +86,14 @@ def test_a_source_without_random_access_is_shared_out_in_the_same_batches():
 
     def batches(rank):
         world = World(rank, 2, rank, torch.device("cpu"))
-        found = _batches(split, PlainEncoder().preprocess, world, 4, 0)
-        return [[record.index for record, _ in batch] for batch in found]
+        found = batches_of(split, PlainEncoder().preprocess, world, 4, 0)
+        return [[record.index for record in batch.records] for batch in found]
 
     assert [batches(rank) for rank in range(2)] == [[[0, 1, 2, 3], [8, 9]], [[4, 5, 6, 7]]]
     assert encode(PlainEncoder(), split).labels.tolist() == [i % 3 for i in range(10)]
     stream.given = 9
     with pytest.raises(DataError, match="stream/test gave 9 samples, it announced 10"):
         encode(PlainEncoder(), split)
-
-
-def test_joined_shares_are_in_the_order_of_the_split(split):
-    from evaluate.features import _encode_share
-
-    shares = [
-        _encode_share(PlainEncoder(), split, World(rank, 3, 0, torch.device("cpu")), 4, 0, 0, False)
-        for rank in range(3)
-    ]
-    alone = encode(PlainEncoder(), split)
-    joined = _joined(shares)
-    assert np.array_equal(joined.features, alone.features.numpy())
-    assert joined.labels == alone.labels.tolist()
-    assert joined.indices.tolist() == list(range(30))
 
 
 def test_a_bad_image_is_an_error_that_names_it_unless_it_is_allowed(split):
@@ -135,12 +122,50 @@ def test_features_that_are_no_numbers_are_an_error(split):
         DataError, match=r"8 of 30 image features of things/test are not finite .*row 0.*plain in fp32"
     ):
         encode(Broken(), split)
-    texts = TextFeatures(Broken(), world=WORLD, batch_size=4, show_progress=False)
-    texts._encoder.encode_texts = lambda texts, batch_size: torch.full((len(texts), 24), torch.inf)
-    with pytest.raises(
-        DataError, match=r"2 of 2 text features of things are not finite, the first is of 'a'"
-    ):
-        texts.of(["a", "b"], "things")
+
+    class Half(PlainEncoder):
+        precision = "bf16"
+
+        def encode_images_twice(self, images):
+            before = torch.ones(len(images), 7)
+            before[-1, 3] = torch.inf
+            return self.encode_images(images), before
+
+        def check_penultimate(self):
+            pass
+
+    with pytest.raises(DataError, match=r"8 of 30 .* row 3\) with plain in bf16; .*: try precision=fp32"):
+        encode(Half(), split, penultimate=True)
+
+
+class Twice(PlainEncoder):
+    """With features before the projection."""
+
+    def check_penultimate(self):
+        pass
+
+    def encode_images_twice(self, images):
+        return self.encode_images(images), images.flatten(1)[:, :5].contiguous()
+
+
+def test_features_before_the_projection_come_from_the_same_pass_and_the_cache(split, tmp_path):
+    cache, encoder = FeatureCache(tmp_path / "cache"), Twice()
+    assert encode(encoder, split, cache=cache).penultimate is None
+    found = encode(encoder, split, cache=cache, penultimate=True)
+    assert encoder.images_encoded == 60  # the first time nobody had asked for them
+    pixels = torch.stack([encoder.preprocess(r.image) for r in split.records()])
+    assert torch.equal(found.penultimate, pixels.flatten(1)[:, :5])
+    assert torch.equal(encode(encoder, split, cache=cache, penultimate=True).penultimate, found.penultimate)
+    assert torch.equal(encode(encoder, split, cache=cache).features, found.features)
+    assert encoder.images_encoded == 60
+
+
+def test_what_is_known_of_the_samples_goes_with_the_features(split):
+    damage(split, 4)
+    found = encode(PlainEncoder(), split, max_bad_images=1)
+    assert found.keys[:5] == ["s0000000", "s0000001", "s0000002", "s0000003", "s0000005"]
+    assert found.indices.tolist() == [i for i in range(30) if i != 4]
+    assert (found.metadata, found.targets) == ({}, None)
 
 
 def test_the_cache_gives_the_same_bits_without_encoding(split, tmp_path):
@@ -188,49 +213,17 @@ def test_other_weights_preprocessing_precision_or_data_are_other_keys(split, tmp
     assert encoded_anew(PlainEncoder(), other)
 
 
-def test_a_damaged_or_foreign_cache_file_is_encoded_again(split, tmp_path, caplog):
-    cache, encoder = FeatureCache(tmp_path / "cache"), PlainEncoder()
-    encode(encoder, split, cache=cache)
-    (file,) = (tmp_path / "cache").glob("*/*.npz")
-    whole = file.read_bytes()
-    for content, message in (
-        (whole[: len(whole) // 2], "is damaged"),
-        (b"", "is damaged"),
-        (whole[:400] + bytes([whole[400] ^ 1]) + whole[401:], "is damaged"),
-    ):
-        file.write_bytes(content)
-        encoder.images_encoded = 0
-        encode(encoder, split, cache=cache)
-        assert encoder.images_encoded == 30
-        assert message in caplog.text
-        assert file.read_bytes() == whole
-    np.savez(file, features=np.zeros(3), key=np.asarray("another"))
-    assert cache.load({"data_name": "x"}) is None
-    encoder.images_encoded = 0
-    encode(encoder, split, cache=cache)
-    assert encoder.images_encoded == 30
-    assert "is not what its name says" in caplog.text
-
-
-def test_a_text_is_encoded_once_whatever_asks_for_it(tmp_path):
-    encoder = PlainEncoder()
-    texts = TextFeatures(
-        encoder, world=WORLD, batch_size=2, cache=FeatureCache(tmp_path), show_progress=False
-    )
-    first = texts.of(["b", "a", "longer", "b"], "one")
-    assert sorted(encoder.texts_encoded) == ["a", "b", "longer"]
-    assert torch.equal(first[0], first[3])
-    texts.of(["a", "c"], "two")
-    assert sorted(encoder.texts_encoded) == ["a", "b", "c", "longer"]
-    again = PlainEncoder()
-    cached = TextFeatures(again, world=WORLD, batch_size=2, cache=FeatureCache(tmp_path), show_progress=False)
-    assert torch.equal(cached.of(["b", "a", "longer", "b"], "one"), first)
-    assert again.texts_encoded == []
-
-
-def test_what_the_main_rank_decides_is_raised_as_it_is():
-    assert main_decides(WORLD, lambda: 3) == 3
-    with pytest.raises(DataError, match="broken"):
-        main_decides(WORLD, lambda: (_ for _ in ()).throw(DataError("broken")))
-    with pytest.raises(ZeroDivisionError):
-        main_decides(WORLD, lambda: 1 // 0)
+def test_languages_of_one_data_set_share_its_images(split, tmp_path):
+    encoder, cache = PlainEncoder(), FeatureCache(tmp_path / "cache")
+    damage(split, 1)
+    subsets = [SubsetSplit(split, split.labels, classes, "x") for classes in ([5, 1], [0, 1, 2])]
+    for subset in subsets:
+        alone = encode(PlainEncoder(), subset, max_bad_images=1)
+        shared = encode(encoder, subset, cache=cache, max_bad_images=1)
+        torch.testing.assert_close(shared.features, alone.features, atol=1e-6, rtol=0)  # other batches
+        assert shared.labels.tolist() == alone.labels.tolist()
+        assert shared.indices.tolist() == alone.indices.tolist()
+        assert shared.keys == alone.keys
+        assert [fault.where for fault in shared.faults] == [fault.where for fault in alone.faults]
+    assert encoder.images_encoded == 29
+    assert shared.labels.tolist()[:3] == [0, 2, 0]  # sample 1 is damaged

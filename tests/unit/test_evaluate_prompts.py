@@ -5,6 +5,7 @@ import json
 import pytest
 
 from crawl2clip.errors import ConfigError, DataError
+from evaluate.data.package_prompts import babel_prompts
 from evaluate.data.prompts import (
     fill,
     known_class_names,
@@ -81,3 +82,56 @@ def test_files_of_other_forms_are_refused(tmp_path):
         read_class_names(tmp_path / "names.json")
     with pytest.raises(DataError, match="neither a JSON list of templates nor an object"):
         read_templates(tmp_path / "names.json")
+
+
+def test_cupls_prompts_are_there_for_every_class_of_imagenet():
+    templates = known_templates("cupl/imagenet1k", "en")
+    names = known_class_names("cupl/imagenet1k", "en")
+    assert names == known_class_names("imagenet1k", "en")
+    per_class = make_prompts(names, templates, "here").per_class()
+    assert len(per_class) == 1000
+    assert all(per_class)
+    with pytest.raises(ConfigError, match=r"'cupl/cars'.*Known: cupl/imagenet1k\. No templates are assumed"):
+        known_templates("cupl/cars", "en")
+
+
+def test_open_clips_lists_are_read_from_its_package():
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    templates = known_templates("open_clip/imagenet", "en")
+    assert [fill(template, "cat") for template in templates] == [f("cat") for f in OPENAI_IMAGENET_TEMPLATES]
+    assert len(known_templates("open_clip/imagenet_simple", "en")) == 7
+    assert known_class_names("open_clip/imagenet", "en") == list(IMAGENET_CLASSNAMES)
+    with pytest.raises(ConfigError, match=r"Known: open_clip/imagenet, open_clip/imagenet_simple"):
+        known_templates("open_clip/cifar10", "en")
+
+
+def test_babel_imagenet_has_names_for_some_classes_of_a_language():
+    german = babel_prompts("de")
+    assert (len(german.indices), len(german.class_names)) == (738, 738)
+    assert german.class_names[:2] == ["Schleie", "Goldfisch"]
+    assert german.indices == sorted(set(german.indices))
+    prompts = make_prompts(
+        known_class_names("babel_imagenet", "DE"), known_templates("babel_imagenet", "de"), "here"
+    )
+    assert "Schleie" in prompts.per_class()[0][0]
+    with pytest.raises(ConfigError, match=r"unknown language of Babel-ImageNet 'XX'.*Known: .*DE"):
+        babel_prompts("xx")
+
+
+def test_clip_benchmarks_own_files_are_read_by_data_set(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"zoo": ["a {c}"], "farm": {"cow": ["a cow moos"]}}))
+    assert read_templates(file, ["zoo"]) == ["a {c}"]
+    assert read_templates(file, ["other", "farm"]) == {"cow": ["a cow moos"]}
+    with pytest.raises(DataError, match=r"with an entry for zebra"):
+        read_templates(file, ["zebra"])
+    file.write_text(json.dumps({"zoo": ["cat", "dog"], "farm": ["cow"]}))
+    assert read_class_names(file, ["farm"]) == ["cow"]
+    file.write_text(json.dumps({"n01": "cat"}))
+    assert read_class_names(file, ["zoo"]) == {"n01": "cat"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
+    assert read_class_names(tmp_path / "names.txt") == ["cat", "dog"]

@@ -50,7 +50,9 @@ def test_export_loads_in_open_clip_with_equal_outputs(tmp_path, architecture):
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(captions)
     with torch.inference_mode():
         assert torch.equal(theirs.encode_image(pixels, normalize=True), encoder.encode_images(pixels))
-        assert torch.equal(theirs.encode_text(tokens, normalize=True), encoder.encode_texts(captions))
+        # Ours are cut to the longest caption: other shapes, other rounding of float32.
+        expected = theirs.encode_text(tokens, normalize=True)
+        torch.testing.assert_close(encoder.encode_texts(captions), expected, atol=1e-6, rtol=0)
     ours = load_encoder(None, str(tmp_path))
     assert ours.name == "tiny"
     assert ours.weights_sha256 == encoder.weights_sha256

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from crawl2clip.errors import DataError
+from crawl2clip.text_tower import TextLengths, end_id, pool_type, reads_padding, text_tower
 from train.model.packed_attention import Layout, custom_attention, multihead_attention
 
 
@@ -98,37 +99,11 @@ def pack_texts(text_tokens: torch.Tensor, text_lengths: torch.Tensor) -> PackedT
     return PackedTexts(text_tokens[order][real], column.expand(num_captions, -1)[real], rank, layout)
 
 
-@dataclass(frozen=True)
-class TextLengths:
-    """How much of each caption a model's text feature depends on; small enough to go to worker processes.
-
-    Follows open_clip's pooling to the letter: 'argmax' takes the first largest token id, wherever a caption without an
-    end has it; 'eos' the first end-of-text id, or the first token when there is none.
-
-    Attributes:
-        pool_type: open_clip's, or "all" for a tower that reads every token, the padding too.
-        eos_id: the end of 'eos'.
-    """
-
-    pool_type: str
-    eos_id: int
-
-    def __call__(self, text_tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens up to and including the pooled one, int64 [B], of text_tokens int64 [B, L]."""
-        if self.pool_type in ("all", "first"):
-            length = 1 if self.pool_type == "first" else text_tokens.shape[1]
-            return torch.full((len(text_tokens),), length, dtype=torch.int64)
-        if self.pool_type == "eos":
-            return (text_tokens == self.eos_id).int().argmax(dim=-1) + 1
-        return text_tokens.argmax(dim=-1) + 1
-
-
 def text_lengths_of(model: nn.Module) -> TextLengths:
     """The TextLengths of a model, whole captions for one that does not pack."""
     if packs(model) is not None:
         return TextLengths("all", 0)
-    tower = _text_tower(model)
-    return TextLengths(_pool_type(model), tower.text_eos_id if tower is model else tower.eos_id)
+    return TextLengths(pool_type(model), end_id(model))
 
 
 def text_lengths(model: nn.Module, text_tokens: torch.Tensor) -> torch.Tensor:
@@ -140,20 +115,13 @@ def packs(model: nn.Module) -> str | None:
     """None where packed captions give the features of padded ones, or the reason why not, a sentence."""
     from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, Transformer
 
-    tower = _text_tower(model)
-    if tower is None:
-        name = type(getattr(model, "text", model)).__name__
-        return f"its text tower is a {name}, not a text transformer of open_clip's own"
-    if hasattr(model, "text_decoder"):
+    if text_tower(model) is not None and hasattr(model, "text_decoder"):
         return "its caption decoder needs the output of every token"
-    if getattr(tower, "cls_emb", None) is not None:
-        return "its class token comes after the padding"
+    if reason := reads_padding(model):
+        return reason
+    tower = text_tower(model)
     if getattr(tower, "output_tokens", False):
         return "it gives out the output of every token (output_tokens)"
-    if not _is_causal(tower.attn_mask):
-        return "its attention is not causal, so every token sees the padding (no_causal_mask)"
-    if _pool_type(model) not in ("argmax", "eos", "first"):
-        return f"its pool_type {_pool_type(model)!r} reads the output at the padding"
     transformer = tower.transformer
     if type(transformer) is not Transformer or not transformer.batch_first:
         return f"its transformer is a {type(transformer).__name__} of another layout than [B, L, D]"
@@ -187,7 +155,7 @@ def install(model: nn.Module) -> None:
     """
     if reason := packs(model):
         raise ValueError(f"the model cannot take packed captions: {reason}; give it padded tokens")
-    tower: Any = _text_tower(model)
+    tower: Any = text_tower(model)
     blocks = list(tower.transformer.resblocks)
     # Bound methods, not closures: a deep copy of the model gets methods bound to its own modules.
     for block in blocks:
@@ -256,27 +224,3 @@ def _features(tower: Any, texts: PackedTexts) -> torch.Tensor:
     if isinstance(tower.text_projection, nn.Linear):
         return tower.text_projection(x)
     return x @ tower.text_projection
-
-
-def _text_tower(model: Any) -> Any:
-    """The module with open_clip's text transformer's parts: the model itself, or its `text`; None for other towers."""
-    from open_clip import CLIP
-    from open_clip.transformer import TextTransformer
-
-    if isinstance(model, CLIP):
-        return model
-    text = getattr(model, "text", None)
-    return text if isinstance(text, TextTransformer) else None
-
-
-def _pool_type(model: Any) -> str:
-    tower = _text_tower(model)
-    return tower.text_pool_type if tower is model else tower.pool_type
-
-
-def _is_causal(mask: torch.Tensor | None) -> bool:
-    if mask is None:
-        return False
-    if mask.is_meta:
-        return True  # no values to look at; open_clip has no other mask than the causal one
-    return bool(torch.equal(mask == 0, torch.ones_like(mask, dtype=torch.bool).tril()))
