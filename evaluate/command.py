@@ -14,7 +14,7 @@ from crawl2clip.config import save_config
 from crawl2clip.distributed import World, distributed
 from crawl2clip.encoder import Encoder, encoder_of, load_encoder
 from crawl2clip.logs import provenance
-from crawl2clip.models import ModelConfig, build_model
+from crawl2clip.models import ModelConfig, build_model, read_export
 from evaluate.averages import averages_of
 from evaluate.cache import FeatureCache
 from evaluate.config import EvaluateConfig
@@ -100,7 +100,7 @@ def score_model(
         store=ResultStore(Path(config.output_dir), save_predictions=config.save_predictions),
         sweep=sweep,
         pretrained=pretrained,
-        record=record,
+        record={**record, **training_of_export(pretrained)},
         notes=[note] if note else [],
     )
     del encoder
@@ -108,6 +108,14 @@ def score_model(
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
     return results
+
+
+def training_of_export(pretrained: str) -> dict[str, Any]:
+    """What train's export says of the training, under "training", for the scaling law; nothing for other weights."""
+    if not Path(pretrained).is_dir():
+        return {}
+    origin = read_export(Path(pretrained)).get("provenance")
+    return {"training": origin["training"]} if isinstance(origin, dict) and "training" in origin else {}
 
 
 def make_encoder(model: ModelConfig | None, pretrained: str, precision: str, world: World) -> Encoder:

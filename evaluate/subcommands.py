@@ -1,4 +1,4 @@
-"""`python -m evaluate cache` and `python -m evaluate compare`: what needs no model and no data sets."""
+"""`python -m evaluate cache`, `compare` and `manifest`: what needs no model."""
 
 import argparse
 import sys
@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from crawl2clip.config import CONFIG_DIR
 from crawl2clip.errors import ConfigError, Crawl2ClipError
 from evaluate.cache import CacheEntry, FeatureCache
+from evaluate.data.manifest_writer import write_dataset_manifest
 from evaluate.reports.compare import compare
 from evaluate.reports.comparison_page import comparison_markdown, write_comparison
 
-SUBCOMMANDS = ("cache", "compare")
+SUBCOMMANDS = ("cache", "compare", "manifest")
 _GB = 1_000_000_000
 _UNITS = {"KB": 1000, "MB": 1000**2, "GB": _GB, "TB": 1000**4}
 
@@ -43,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("run_b", type=Path, help="another one")
     compare.add_argument("--output", type=Path, help="folder for comparison.md and comparison.html")
     compare.set_defaults(run=_compare)
+    manifest = commands.add_parser(
+        "manifest", help="note down counts and checksums of a data set, which later runs compare"
+    )
+    manifest.add_argument("folder", type=Path, help="the data set's folder")
+    manifest.add_argument("--builder", help="CLIP_benchmark's name, for a folder that its builder reads")
+    manifest.add_argument("--splits", nargs="+", default=[], help="those of the builder to note down")
+    manifest.set_defaults(run=_manifest)
     return parser
 
 
@@ -116,3 +124,11 @@ def _compare(asked: argparse.Namespace) -> None:
     if asked.output is not None:
         for path in write_comparison(comparison, asked.output):
             print(path)
+
+
+def _manifest(asked: argparse.Namespace) -> None:
+    if asked.builder is not None and not asked.splits:
+        raise ConfigError(
+            f"--builder {asked.builder} needs --splits, the builder's names of them, for example --splits train test"
+        )
+    print(write_dataset_manifest(asked.folder, builder=asked.builder, splits=asked.splits))

@@ -1,6 +1,7 @@
 """One split of a data set, seen sample by sample: an image or why there is none, and its label or captions."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,8 @@ def decode_image(data: bytes, where: str) -> Image.Image | ImageFault:
     except (
         Exception
     ) as error:  # nothing but Pillow on foreign bytes in this block, and it raises nearly anything
-        return ImageFault(where, f"{type(error).__name__}: {error}")
+        reason = re.sub(r" <_io.BytesIO object at 0x[0-9a-f]+>", "", str(error))  # one fault, one text
+        return ImageFault(where, f"{type(error).__name__}: {reason}")
 
 
 def check_labels(labels: Sequence[int], num_classes: int, where: str) -> None:

@@ -190,7 +190,6 @@ def classification_score(
             "predicted": np.asarray(predictions.predicted),
             "correct": np.asarray(ranks == 0),
             "rank": np.asarray(ranks),
-            "label": np.asarray(labels),
         },
     )
     if sample_groups is not None:

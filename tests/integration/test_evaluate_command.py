@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,14 @@ from crawl2clip.export import export_model
 from crawl2clip.models import ModelConfig, build_model
 from evaluate.command import run
 from evaluate.config import EvaluateConfig
+from evaluate.data.datasets import DatasetConfig, Task, open_datasets
 from evaluate.results import load_predictions, read_results
 from evaluate.subcommands import main
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+TRAINING = {"samples_seen": 1000, "gmacs_per_sample": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def place(tmp_path_factory):
         )
     torch.manual_seed(0)
     config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
-    export_model(build_model(config), config, root / "export", provenance={})
+    export_model(build_model(config), config, root / "export", provenance={"training": TRAINING})
     return root
 
 
@@ -231,6 +236,26 @@ def test_two_runs_are_compared_sample_by_sample(place, capsys):
     assert [file.suffix for file in sorted((place / "compared").iterdir())] == [".html", ".md"]
     assert main(["compare", str(place / "with_a"), str(place / "with_a")]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_results_say_what_the_training_of_an_export_cost(place, first):
+    assert all(result.provenance["training"] == TRAINING for result in read_results(place / "first"))
+
+
+def test_a_manifest_is_written_and_then_held_against_the_data(place, tmp_path, capsys):
+    folder = tmp_path / "colours"
+    write_classification(folder, num_classes=3, per_class=2)
+    assert main(["manifest", str(folder)]) == 0
+    assert Path(capsys.readouterr().out.strip()) == folder / "dataset_manifest.json"
+    shutil.rmtree(folder / "test")
+    write_classification(folder, num_classes=3, per_class=1)
+    settings = DatasetConfig(tasks=[Task.zero_shot], metric="acc1")
+    with pytest.raises(DataError, match=r"is not what dataset_manifest\.json says \(0\.tar has 20480 bytes"):
+        open_datasets({"colours": settings}, data_root=tmp_path)
+    assert main(["manifest", str(tmp_path / "missing")]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert main(["manifest", str(folder), "--builder", "cifar10"]) == 2
+    assert "--builder cifar10 needs --splits" in capsys.readouterr().err
 
 
 def test_compare_is_a_command(place, first):
