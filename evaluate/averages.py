@@ -91,6 +91,11 @@ def _check_member(where: str, name: str, member: DatasetConfig, config: AverageC
             f"{where} is over {config.task.value}, which {name!r} does not have (it has {', '.join(tasks)}); add "
             "the task to the data set, or take it out of the average"
         )
+    if config.metric != DECLARED and (config.task or member.tasks[0]) is Task.few_shot:
+        raise ConfigError(
+            f"{where} is a mean of {config.metric}, but few_shot's headline is acc1 of its largest number of shots; "
+            f"give the average metric={DECLARED}"
+        )
     if config.metric not in (DECLARED, member.metric):
         raise ConfigError(
             f"{where} is a mean of {config.metric}, but {name!r} has the metric {member.metric}; different metrics are "

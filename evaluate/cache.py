@@ -154,10 +154,16 @@ class FeatureCache:
     def _write(
         self, path: Path, key: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]
     ) -> None:
-        path.unlink(missing_ok=True)  # it was damaged, or another process was faster with the same content
         described = {"key": np.asarray(key), "about": np.asarray(json.dumps(dict(about), sort_keys=True))}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **described, **arrays)  # pyright: ignore[reportArgumentType] # numpy's stub
+        try:
+            path.unlink(
+                missing_ok=True
+            )  # it was damaged, or another process was faster with the same content
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **described, **arrays)  # pyright: ignore[reportArgumentType] # numpy's stub
+        except OSError as error:  # a full or read-only disk costs the next run time, not this one its scores
+            logger.warning("feature cache file %s cannot be written (%s); going on without it", path, error)
+            return
         if self.limit_bytes is not None:
             removed = self.prune(self.limit_bytes, keep=path)
             if removed:
@@ -242,6 +248,7 @@ def model_key(encoder: Encoder) -> dict[str, Any]:
         "device": encoder.device.type,
         "torch": torch.__version__,
         "open_clip": metadata.version("open_clip_torch"),
+        "timm": metadata.version("timm"),
     }
 
 
@@ -255,6 +262,7 @@ def image_key(encoder: Encoder, data_name: str, data_sha256: str) -> dict[str, A
     return {
         **model_key(encoder),
         "preprocessing": preprocessing_hash(encoder),
+        "pillow": metadata.version("pillow"),  # decodes; the hash of the preprocessing starts from pixels
         "data_name": data_name,
         "data_sha256": data_sha256,
     }

@@ -15,14 +15,14 @@ from crawl2clip.distributed import World, distributed
 from crawl2clip.encoder import Encoder, encoder_of, load_encoder
 from crawl2clip.logs import provenance
 from crawl2clip.models import ModelConfig, build_model, read_export
-from evaluate.averages import averages_of
+from evaluate.averages import AVERAGE_TASK, averages_of
 from evaluate.cache import FeatureCache
 from evaluate.config import EvaluateConfig
 from evaluate.data.datasets import EvaluationDataset, fetch_datasets, open_datasets
 from evaluate.ranks import main_decides
 from evaluate.reports.html import write_html
 from evaluate.reports.tables import markdown_table, write_tables
-from evaluate.results import Result, read_results, write_result
+from evaluate.results import RESULTS_FOLDER, Result, model_slug, read_results, write_result
 from evaluate.resume import ResultStore
 from evaluate.run import evaluate
 from evaluate.sweep import Sweep, num_images_of
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 def run(config: EvaluateConfig, composed: DictConfig) -> None:
     """The command, on every rank; rank 0 writes and prints."""
+    # torch's default lets a GPU round what convolutions multiply to 10 bits, whatever the precision is called.
+    torch.backends.cudnn.allow_tf32 = False
     with distributed(COLLECTIVE_TIMEOUT_S, config.device.value) as world:
         datasets = open_suite(config, world)
         record = {**provenance(), "settings": OmegaConf.to_container(composed, resolve=True)}
@@ -63,11 +65,19 @@ def models_of(config: EvaluateConfig) -> list[tuple[ModelConfig | None, str]]:
     """The models asked for, each with what its weights are called."""
     if config.models:
         return [
-            (ModelConfig(name=choice.model) if choice.model is not None else None, choice.pretrained)
+            (
+                ModelConfig(name=choice.model) if choice.model is not None else None,
+                weights_of(choice.pretrained),
+            )
             for choice in config.models
         ]
     assert config.pretrained is not None  # EvaluateConfig checks it
-    return [(config.model, config.pretrained)]
+    return [(config.model, weights_of(config.pretrained))]
+
+
+def weights_of(pretrained: str) -> str:
+    """What the weights are called; open_clip's "local-dir:<folder>" is that export folder."""
+    return pretrained.removeprefix("local-dir:")
 
 
 def score_model(
@@ -129,11 +139,14 @@ def make_encoder(model: ModelConfig | None, pretrained: str, precision: str, wor
 
 def write(results: Sequence[Result], output_dir: Path) -> None:
     """Writes the averages, makes the folder's reports anew from all its results, and prints this run's table."""
+    models = dict.fromkeys(f"{r.model} {r.pretrained} ({r.precision})" for r in results)
+    print(f"\n{', '.join(models)}\n\n{markdown_table(results)}")
+    for result in results:
+        for average in (output_dir / RESULTS_FOLDER / model_slug(result)).glob(f"*.{AVERAGE_TASK}.json"):
+            average.unlink()  # of other cells than these, perhaps; today's are written now
     for result in results:
         write_result(result, output_dir)
     everything = read_results(output_dir)
     write_tables(everything, output_dir)
     write_html(everything, output_dir)
-    models = dict.fromkeys(f"{r.model} {r.pretrained} ({r.precision})" for r in results)
-    print(f"\n{', '.join(models)}\n\n{markdown_table(results)}")
     print(f"results: {output_dir / 'results.md'}, {output_dir / 'results.html'}")

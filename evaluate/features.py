@@ -22,7 +22,16 @@ from evaluate.batches import batches_of
 from evaluate.cache import FeatureCache, image_key
 from evaluate.data.samples import ImageFault, Split
 from evaluate.data.subset_split import SubsetSplit
-from evaluate.encoded import Encoded, Facts, chosen, facts_of, from_arrays, gathered, to_arrays
+from evaluate.encoded import (
+    Encoded,
+    Facts,
+    chosen,
+    facts_of,
+    from_arrays,
+    gathered,
+    known_facts,
+    to_arrays,
+)
 from evaluate.ranks import all_attempt, main_decides, on_main
 
 
@@ -76,6 +85,8 @@ def encode_images(
         encoder.check_penultimate()
     # With a cache the images that subsets share (the languages of Babel-ImageNet) are encoded for the first of them.
     whole = split.whole if cache and isinstance(split, SubsetSplit) else split
+    # What a subset leaves out may be as bad as it likes; its own images are counted below.
+    allowed = max_bad_images if whole is split else whole.num_samples
     key = on_main(world, lambda: _key(encoder, whole) if cache else None)
     needs = ("penultimate",) if penultimate else ()
     stored = on_main(world, lambda: cache.load(key, needs) if cache and key else None)
@@ -85,11 +96,11 @@ def encode_images(
         mine = all_attempt(
             world,
             lambda: _encode_share(
-                encoder, whole, world, batch_size, num_workers, max_bad_images, penultimate, show_progress
+                encoder, whole, world, batch_size, num_workers, allowed, penultimate, show_progress
             ),
         )
     encoded = gathered(world, mine)
-    _check_usable(encoded, whole, max_bad_images, encoder)
+    _check_usable(encoded, whole, allowed, encoder)
     if cache and key and stored is None:
         cache.save(key, to_arrays(encoded, whole), _about(encoder, whole, encoded))
     if isinstance(split, SubsetSplit) and whole is not split:
@@ -189,9 +200,10 @@ def _all(facts: Sequence[Facts], read: Callable[[Facts], Any]) -> list[Any] | No
 
 def _key(encoder: Encoder, split: Split) -> dict[str, Any]:
     fingerprint = split.fingerprint()
-    # Where a split tells its images from what is read beside them, the same images serve every task.
+    # Where a split knows what goes with each image without the cache, the same images serve every task and language.
     content: Any = getattr(split, "content_sha256", None)
-    return image_key(encoder, split.name, content() if content is not None else fingerprint)
+    known = content is not None and known_facts(split) is not None
+    return image_key(encoder, split.name, content() if known else fingerprint)
 
 
 def _about(encoder: Encoder, split: Split, encoded: Encoded) -> dict[str, Any]:

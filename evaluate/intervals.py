@@ -1,8 +1,7 @@
 """How sure a number is: an estimate with its interval, its chance level and what it was measured on.
 
 The kinds of interval differ because the units do: independent samples (Wilson), samples that come in clusters
-or enter a metric jointly (bootstrap), and repeated training subsets (spread over the seeds). Two models on the
-same samples are compared by a paired test (`evaluate.paired`), whose names are found here, too.
+or enter a metric jointly (bootstrap), and repeated training subsets (spread over the seeds).
 """
 
 import math
@@ -12,9 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.paired import PairedTest as PairedTest
-from evaluate.paired import mcnemar_exact as mcnemar_exact
-from evaluate.paired import paired_bootstrap as paired_bootstrap
 from evaluate.resampling import bootstrap, bootstrap_sums, resample_counts
 
 Z_95 = 1.959963984540054

@@ -120,7 +120,8 @@ class TextFeatures:
     def _by_length(self, texts: list[str]) -> NDArray[np.int64]:
         """Row numbers in the order of token counts, the same on every rank; the ranks share the counting."""
         world = self._world
-        counts = np.asarray(self._encoder.text_lengths(texts[world.rank :: world.world_size]), np.int64)
+        share = texts[world.rank :: world.world_size]
+        counts = all_attempt(world, lambda: np.asarray(self._encoder.text_lengths(share), np.int64))
         gathered = gather_rows(world, counts)
         lengths = np.empty_like(gathered)
         numbers = np.arange(len(texts))

@@ -11,6 +11,7 @@ from crawl2clip.distributed import World
 from crawl2clip.encoder import encoder_of
 from crawl2clip.errors import ConfigError
 from crawl2clip.models import ModelConfig
+from evaluate.averages import averages_of
 from evaluate.config import SuiteConfig
 from evaluate.data.datasets import EvaluationDataset, open_datasets
 from evaluate.run import evaluate
@@ -75,4 +76,5 @@ def evaluate_live(
         knn=config.suite.knn,
         show_progress=False,
     )
+    results += [result for average in config.suite.averages for result in averages_of(average, results)]
     return {f"evaluation/{name}": value for result in results for name, value in result.scalars().items()}

@@ -1,5 +1,6 @@
 """Splits built by CLIP_benchmark: torchvision's, VTAB's, multilingual captions and others on a local root folder."""
 
+import functools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -61,7 +62,6 @@ class BenchmarkSplit:
             self.num_targets = len(self.class_names or ())
         self.folder = root / split
         self._fingerprint: str | None = None
-        self._content: str | None = None
         check_samples(self.folder, self.num_samples)
 
     @property
@@ -80,9 +80,12 @@ class BenchmarkSplit:
         except (FileNotFoundError, PermissionError):
             raise
         except UNDECODABLE as error:
-            fault = ImageFault(f"{self.name}, index {index}", f"{type(error).__name__}: {error}")
-            return Record(index, fault, None, None, key=self._key(index))
+            return self._fault(index, error)
         return self._record(index, image, target)
+
+    def _fault(self, index: int, error: BaseException) -> Record:
+        fault = ImageFault(f"{self.name}, index {index}", f"{type(error).__name__}: {error}")
+        return Record(index, fault, None, None, key=self._key(index))
 
     def records(self) -> Iterator[Record]:
         """All samples in order.
@@ -102,7 +105,10 @@ class BenchmarkSplit:
             )
 
     def _record(self, index: int, image: Any, target: Any) -> Record:
-        image = image.convert("RGB")
+        try:
+            image = image.convert("RGB")  # where the builder only opened the file, it is read here
+        except UNDECODABLE as error:
+            return self._fault(index, error)
         key = self._key(index)
         if isinstance(target, (list, tuple)) and all(isinstance(entry, str) for entry in target):
             return Record(index, image, None, list(target), key=key)
@@ -126,25 +132,27 @@ class BenchmarkSplit:
         return str(index)
 
     def fingerprint(self) -> str:
-        """SHA-256 over builder, split, language and every file's name, size and time below the root."""
+        """SHA-256 over builder, split, language, number of samples and every file below the root."""
         if self._fingerprint is None:
+            content = self.content_sha256()
             if has_entry(self.folder):
-                check_content(self.folder, self.content_sha256())
-            listed = [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in self._files()]
-            self._fingerprint = hash_of([self.name, self._language, self.num_samples, listed])
+                check_content(self.folder, content)
+            self._fingerprint = hash_of([self.name, self._language, self.num_samples, content])
         return self._fingerprint
 
     def content_sha256(self) -> str:
         """SHA-256 over the names and contents of all files below the root; reads all of them the first time."""
-        if self._content is None:
-            self._content = hash_of([(name, sha256_of(path)) for name, path in self._files()])
-        return self._content
-
-    def _files(self) -> list[tuple[str, Path]]:
         found = sorted(
             path for path in self._root.rglob("*") if path.is_file() and path.name != DATASET_MANIFEST
         )
-        return [(path.relative_to(self._root).as_posix(), path) for path in found]
+        states = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+        return _content_of(self._root, states)
+
+
+@functools.lru_cache(maxsize=8)
+def _content_of(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Remembered, since the splits of a data set share one root; forgotten when a size or time changes."""
+    return hash_of([(path.relative_to(root).as_posix(), sha256_of(path)) for path, _, _ in files])
 
 
 def _texts(value: Any) -> list[str] | None:

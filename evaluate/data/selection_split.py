@@ -24,7 +24,6 @@ from evaluate.results import hash_of
 
 SUGAR_CREPE, WINOGROUND = "sugar_crepe/", "winoground"
 SUGAR_CREPE_SETS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
-CAPTIONS_PER_EXAMPLE = 2
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ SOURCES = {
         "(2026-06-27), DataComp's suite, classification in float32"
     ),
 }
-TEST_SETS_SOURCE = "github.com/mlfoundations/datacomp tasklist.yml at 4a8df19 (2025-04-28)"
 _FOLDER = Path(__file__).parent
 _SAME_TEST_IMAGES = ("cifar10", "cifar100", "dtd", "flowers", "pcam", "pets", "svhn")
 """Sets whose VTAB form has the same test images as torchvision's; Caltech101 and EuroSAT, for example, do not."""
@@ -136,6 +135,7 @@ def _agreements() -> dict[tuple[str, str], list[Agreement]]:
 
 @functools.cache
 def _test_sets() -> dict[str, ExpectedSplit]:
+    """From github.com/mlfoundations/datacomp tasklist.yml at 4a8df19 (2025-04-28)."""
     return {
         canonical(row["dataset"]): ExpectedSplit(
             int(row["num_samples"]), int(row["num_classes"] or 0) or None

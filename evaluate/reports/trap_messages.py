@@ -93,8 +93,10 @@ def _scores(e: Evidence) -> dict[Trap, int]:
     else:
         scores = _classification_scores(e)
     scores[Trap.weights] = 35
-    if e.expected_samples and e.num_samples and e.num_samples != e.expected_samples:
-        scores[Trap.wrong_split] = 100
+    if e.expected_samples and e.num_samples:
+        # An equal count can still be another split, but seldom.
+        equal = e.num_samples == e.expected_samples
+        scores[Trap.wrong_split] = min(scores.get(Trap.wrong_split, 0), 30) if equal else 100
     if e.expected_classes and e.num_classes and e.num_classes != e.expected_classes:
         scores[Trap.class_list] = 100
     if e.other_activation is not None:

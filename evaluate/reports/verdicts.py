@@ -14,7 +14,7 @@ from evaluate.averages import AVERAGE_TASK, bound, smallest_unit
 from evaluate.intervals import Estimate
 from evaluate.reports.published import Published, agreement, expected_split, published_values
 from evaluate.reports.tolerances import Tolerance, half_interval, tolerance
-from evaluate.reports.trap_messages import Evidence, likely_traps, quickgelu_trap
+from evaluate.reports.trap_messages import Evidence, likely_traps
 from evaluate.results import Result
 
 AVERAGED_SETS = {"vtab_plus": 35, "imagenet_robustness": 5, "datacomp38": 38, "vtab_linear_probe": 19}
@@ -116,7 +116,7 @@ def _others(found: Verdict, cells: Sequence[Verdict]) -> tuple[int, int, int]:
 
 def _verdict(result: Result, metric: str, others: tuple[int, int, int]) -> Verdict | None:
     estimate = result.metrics.get(metric)
-    values = published_values(result.model, result.pretrained, result.dataset, result.task, metric)
+    model, values, other = _activations(result, metric)
     if estimate is None or not values or not math.isfinite(estimate.value) or estimate.unit != "fraction":
         return None
     if result.task == AVERAGE_TASK and estimate.num != AVERAGED_SETS.get(result.dataset, estimate.num):
@@ -141,17 +141,11 @@ def _verdict(result: Result, metric: str, others: tuple[int, int, int]) -> Verdi
         traps=(),
         notes=tuple(_notes(result, metric, estimate)),
     )
-    other = _other_activation(result, metric)
-    if found.status is Status.PASS and other and other.percent > published.percent + allowed.passes:
-        # Agreeing with the value published for the wrong activation is no success.
-        note = "This is what the weights have without the activation they were trained with"
-        trap = quickgelu_trap(result.model, other.percent)
-        return replace(found, status=Status.WARN, traps=(trap,), notes=(*found.notes, note))
     if found.status is Status.PASS:
         return found
     split = expected_split(result.dataset)
     evidence = Evidence(
-        model=result.model,
+        model=model,
         task=result.task,
         value=percent,
         published=published.percent,
@@ -176,28 +170,25 @@ def _status(difference: float, allowed: Tolerance) -> Status:
     return Status.WARN if difference <= allowed.warns else Status.FAIL
 
 
-def _other_activation(result: Result, metric: str) -> Published | None:
-    """What was published for the same weights run with the other activation (QuickGELU or not).
+def _activations(result: Result, metric: str) -> tuple[str, list[Published], Published | None]:
+    """The name these weights are rightly published under, their values, and what the other activation has.
 
-    None as well where one source has the same value under both names: open_clip gives OpenAI's weights the right
-    activation whatever they are called.
+    Weights that were trained with QuickGELU run with it here whatever name they are asked for by
+    (crawl2clip.models.architecture_of), so where both names are published and differ, the one with it is meant. They do
+    not differ for OpenAI's weights, to which open_clip gives the right activation under either name.
     """
-    quick = "-quickgelu"
-    other = result.model.removesuffix(quick) if result.model.endswith(quick) else result.model + quick
-    named = [
-        {
-            value.source: value
-            for value in published_values(model, result.pretrained, result.dataset, result.task, metric)
-        }
-        for model in (result.model, other)
-    ]
-    own, others = named
-    if not others or any(
-        own[source].percent == others[source].percent for source in own.keys() & others.keys()
-    ):
-        return None
-    shared = [value for source, value in others.items() if source in own]
-    return (shared or list(others.values()))[-1]
+    plain = result.model.removesuffix("-quickgelu")
+    plainly, quickly = (
+        published_values(name, result.pretrained, result.dataset, result.task, metric)
+        for name in (plain, f"{plain}-quickgelu")
+    )
+    by_source = {value.source: value.percent for value in plainly}
+    differ = quickly and plainly and all(by_source.get(v.source) != v.percent for v in quickly)
+    if not differ:
+        own, other = (plainly, quickly) if result.model == plain else (quickly, plainly)
+        return result.model, own or (other if result.model == plain else []), None
+    shared = [value for value in plainly if value.source in {v.source for v in quickly}]
+    return f"{plain}-quickgelu", quickly, (shared or plainly)[-1]
 
 
 def _notes(result: Result, metric: str, estimate: Estimate) -> list[str]:

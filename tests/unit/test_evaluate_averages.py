@@ -163,6 +163,12 @@ def test_an_average_fits_its_suite():
         check(AverageConfig(name="all", metric=DECLARED))
     with pytest.raises(ConfigError, match="over linear_probe, which 'a' does not have"):
         check(AverageConfig(name="all", metric=DECLARED, task=Task.linear_probe))
+    datasets["c"] = DatasetConfig(tasks=[Task.few_shot], metric="acc1")
+    with pytest.raises(
+        ConfigError, match=r"few_shot's headline is acc1 of .* give the average metric=declared"
+    ):
+        check(AverageConfig(name="all", metric="acc1", datasets=["c"]))
+    del datasets["c"]
     with pytest.raises(ConfigError, match="a mean of acc1, but 'b' has the metric mean_per_class_recall"):
         check(AverageConfig(name="all", metric="acc1", task=Task.zero_shot))
     with pytest.raises(ConfigError, match="has the name of another average or data set"):

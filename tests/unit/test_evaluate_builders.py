@@ -1,18 +1,23 @@
 """CLIP_benchmark's builders: captions in many languages, several labels an image, and no fetching unasked."""
 
+import io
 import json
+import os
 
 import pytest
 import requests
-from evaluation_sets import encoded, picture
+from evaluation_sets import PlainEncoder, encoded, picture
 from PIL import Image
 
+from crawl2clip.distributed import single_process
 from crawl2clip.errors import ConfigError, DataError
+from evaluate.cache import FeatureCache
 from evaluate.data.benchmark_split import BenchmarkSplit
 from evaluate.data.datasets import DatasetConfig, Task, open_dataset
 from evaluate.data.manifest import read_dataset_manifest
 from evaluate.data.manifest_writer import write_dataset_manifest
 from evaluate.data.samples import ImageFault
+from evaluate.features import encode_images
 
 RETRIEVAL = {"tasks": [Task.retrieval], "metric": "mean_retrieval_recall@1"}
 
@@ -47,6 +52,31 @@ def test_captions_of_a_multilingual_set_are_in_the_language_asked_for(tmp_path):
     assert opened("sw").fingerprint() != opened("en").fingerprint()
     with pytest.raises(DataError, match=r"cannot build 'crossmodal3600'.*Unsupported language"):
         opened("xx")
+
+
+def test_the_cache_keeps_languages_apart(tmp_path):
+    write_crossmodal(tmp_path / "crossmodal3600")
+    cache, encoder = FeatureCache(tmp_path / "cache"), PlainEncoder()
+    captions = {}
+    for language in ("sw", "en"):
+        config = DatasetConfig(**RETRIEVAL, builder="crossmodal3600", language=language)
+        split = open_dataset("crossmodal3600", config, data_root=tmp_path).test
+        found = encode_images(
+            encoder, split, world=single_process(), batch_size=4, num_workers=0, max_bad_images=0, cache=cache,
+            show_progress=False,
+        )  # fmt: skip
+        captions[language] = found.captions
+    assert captions == {"sw": [[f"picha {i}"] for i in range(3)], "en": [[f"picture {i}"] for i in range(3)]}
+
+
+def test_a_copy_of_a_data_set_has_the_same_fingerprint(tmp_path):
+    write_voc(tmp_path / "voc2007")
+    before = BenchmarkSplit("voc2007", tmp_path / "voc2007", "test", download=False).fingerprint()
+    image = tmp_path / "voc2007" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
+    os.utime(image, (1, 1))
+    assert BenchmarkSplit("voc2007", tmp_path / "voc2007", "test", download=False).fingerprint() == before
+    Image.new("RGB", (40, 30), (10, 200, 10)).save(image)
+    assert BenchmarkSplit("voc2007", tmp_path / "voc2007", "test", download=False).fingerprint() != before
 
 
 @pytest.mark.parametrize(
@@ -115,6 +145,16 @@ def test_an_image_that_a_builder_cannot_decode_is_a_fault(tmp_path, data, reason
     assert isinstance(record.image, ImageFault)
     assert reason in record.image.reason
     assert record.label is None
+
+
+def test_an_image_that_a_builder_only_opened_is_a_fault_when_it_is_cut_off(tmp_path):
+    """Some of torchvision's sets give a file that is opened and not read."""
+    split = BenchmarkSplit("voc2007", write_voc(tmp_path / "voc2007"), "test", download=False)
+    whole = encoded(picture(0, 0), "jpeg")
+    split._dataset = [(Image.open(io.BytesIO(whole[: len(whole) // 2])), 3)]
+    record = split.record(0)
+    assert isinstance(record.image, ImageFault)
+    assert "OSError" in record.image.reason
 
 
 def test_keys_of_a_folder_of_images_are_its_paths(tmp_path):

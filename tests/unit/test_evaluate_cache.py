@@ -72,6 +72,13 @@ def test_a_damaged_or_foreign_file_is_encoded_again(split, tmp_path, caplog):
     assert encode(encoder, split, cache) == 0
 
 
+def test_a_cache_that_cannot_be_written_costs_no_score(split, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    encoder = PlainEncoder()
+    assert encode(encoder, split, FeatureCache(tmp_path / "cache")) == split.num_samples
+    assert "cannot be written" in caplog.text
+
+
 def test_pickles_are_not_read(split, tmp_path, caplog):
     cache, encoder = FeatureCache(tmp_path / "cache"), PlainEncoder()
     encode(encoder, split, cache)

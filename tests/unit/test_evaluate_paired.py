@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from crawl2clip.errors import DataError
-from evaluate.intervals import mcnemar_exact, paired_bootstrap
+from evaluate.paired import mcnemar_exact, paired_bootstrap
 
 
 def answers(only_a: int, only_b: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
