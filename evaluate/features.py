@@ -202,8 +202,9 @@ def _key(encoder: Encoder, split: Split) -> dict[str, Any]:
     fingerprint = split.fingerprint()
     # Where a split knows what goes with each image without the cache, the same images serve every task and language.
     content: Any = getattr(split, "content_sha256", None)
-    known = content is not None and known_facts(split) is not None
-    return image_key(encoder, split.name, content() if known else fingerprint)
+    if content is None or known_facts(split) is None:
+        return image_key(encoder, split.name, fingerprint)
+    return image_key(encoder, split.name, content())
 
 
 def _about(encoder: Encoder, split: Split, encoded: Encoded) -> dict[str, Any]:

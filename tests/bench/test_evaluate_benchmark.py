@@ -28,7 +28,8 @@ def test_ours_alone():
     assert any(
         re.match(r"ours: [\d.-]+ ms a prompt, 1,000 x 80 in .* extrapolated from 160", line) for line in lines
     )
-    assert re.fullmatch(r"result name=evaluate_classifier ours=[\d.]+ floor=[\d.]+ unit=CPU_s", lines[-4])
+    # A difference between two runs; at this size noise can make it negative.
+    assert re.fullmatch(r"result name=evaluate_classifier ours=[\d.-]+ floor=[\d.-]+ unit=CPU_s", lines[-4])
     assert re.fullmatch(r"result name=evaluate_whole_peak_memory ours=[\d.]+ unit=MB", lines[-1])
 
 

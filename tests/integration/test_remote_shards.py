@@ -6,7 +6,6 @@ without signatures being checked.
 
 import io
 import logging
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -338,6 +338,9 @@ def test_setting_errors(change, message, tmp_path):
     ("url", "package"), [("s3://bucket/set", "s3fs"), ("http://127.0.0.1/set", "aiohttp")]
 )
 def test_a_missing_package_names_the_extra(url, package, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)  # an import of it now fails
+    def missing(*_, **__):
+        raise ImportError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)  # what it does when the scheme's package is not there
     with pytest.raises(ConfigError, match=rf"need the package {package}; pip install 'crawl2clip\[remote\]'"):
         RemoteShards(remote_config(tmp_path)).list(url)
