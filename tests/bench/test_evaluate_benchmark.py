@@ -26,7 +26,8 @@ def benchmark(*words):
 def test_ours_alone():
     lines = benchmark("peer=0")
     assert any(
-        re.match(r"ours: [\d.-]+ ms a prompt, 1,000 x 80 in .* \(extrapolated from 160 prompts\)", line) for line in lines
+        re.match(r"ours: [\d.-]+ ms a prompt, 1,000 x 80 in .* \(extrapolated from 160 prompts\)", line)
+        for line in lines
     )
     # A difference between two runs; at this size noise can make it negative.
     assert re.fullmatch(r"result name=evaluate_classifier ours=[\d.-]+ floor=[\d.-]+ unit=CPU_s", lines[-4])
