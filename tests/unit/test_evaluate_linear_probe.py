@@ -129,8 +129,7 @@ def test_a_split_of_its_own_is_used_for_validation_and_then_trained_on(digits):
     assert score.details["validation"] == "the data set's own split"
     assert score.details["num_train_samples"] == 300
     assert score.details["search_train_samples"] == 200
-    # 50 samples leave a plateau of penalties, on which rounding picks one: 0.80 to 0.85, by the number of threads.
-    assert score.metrics["acc1"].value > 0.7
+    assert score.metrics["acc1"].value > 0.8
 
 
 def test_a_large_set_is_searched_on_a_draw_and_refitted_whole(digits, monkeypatch):
@@ -141,7 +140,8 @@ def test_a_large_set_is_searched_on_a_draw_and_refitted_whole(digits, monkeypatc
     assert abs(score.details["search_validation_samples"] - 50) <= 5
     assert score.details["num_train_samples"] == 400
     assert score.details["search_rule"].startswith("at most 50 training and as many validation samples")
-    assert score.metrics["acc1"].value > 0.8
+    # 50 samples leave a plateau of penalties, on which rounding picks one: 0.80 to 0.85, by the number of threads.
+    assert score.metrics["acc1"].value > 0.7
 
 
 def test_a_class_the_training_splits_lack_is_named(digits):
