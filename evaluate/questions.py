@@ -54,6 +54,23 @@ def captions_of(features: ImageFeatures, where: str, images_per_example: int = 1
     return Captions(texts, torch.arange(len(rows)).repeat_interleave(2), rows, instances, left_out)
 
 
+def shared_captions(captions: Captions) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Captions of equal text as one, which belongs to every image that has it.
+
+    Args:
+        captions: of images that stand alone.
+
+    Returns:
+        The distinct texts in order of first use, [T]; and the image and the text of each different pair, int64 [P].
+    """
+    place = {text: number for number, text in enumerate(dict.fromkeys(captions.texts))}
+    images = captions.image_of_text.tolist()
+    # An image may have a caption twice.
+    pairs = dict.fromkeys(zip(images, (place[text] for text in captions.texts), strict=True))
+    image_of_pair, text_of_pair = torch.tensor(list(pairs), dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return list(place), image_of_pair, text_of_pair
+
+
 def _whole_pairs(features: ImageFeatures) -> tuple[list[tuple[int, int]], int]:
     """Rows of the two images of each pair that lost none, and how many pairs did."""
     assert features.indices is not None

@@ -63,6 +63,7 @@ def identity_of(
         "tokenizer": tokenizer_hash(encoder),
         "data": [dataset.name, dataset.test_split, fingerprints],
         "classes": [dataset.num_classes, dataset.allow_empty_classes, dict(dataset.groups)],
+        "shared_captions": dataset.shared_captions,
         "sample_groups": [dataset.group_by, dataset.group_names, dataset.ignored_groups],
         "prompts": dataset.prompts.sha256 if dataset.prompts and task not in TRAINED_TASKS else None,
         "task": [task.value, dataset.metric, dataclasses.asdict(settings) if settings is not None else None],

@@ -14,7 +14,7 @@ from crawl2clip.errors import ConfigError, DataError
 from evaluate.data.datasets import EvaluationDataset, Task
 from evaluate.data.samples import check_classes_have_samples, check_labels
 from evaluate.features import ImageFeatures
-from evaluate.questions import boards_of, captions_of
+from evaluate.questions import boards_of, captions_of, shared_captions
 from evaluate.results import Score
 from evaluate.tasks.few_shot import FewShotConfig, score_few_shot
 from evaluate.tasks.knn import KnnConfig, score_knn
@@ -163,8 +163,16 @@ def _multi_label(material: Material, features: torch.Tensor) -> Score:
     return score_multi_label(test.features, targets, _classifier(material, features))
 
 
+def _retrieval_texts(material: Material) -> list[str]:
+    captions = captions_of(material.test, material.where)
+    return shared_captions(captions)[0] if material.dataset.shared_captions else captions.texts
+
+
 def _retrieval(material: Material, features: torch.Tensor) -> Score:
     captions = captions_of(material.test, material.where)
+    if material.dataset.shared_captions:
+        _, image_of_pair, text_of_pair = shared_captions(captions)
+        return score_retrieval(material.test.features, features, image_of_pair, text_of_pair=text_of_pair)
     return score_retrieval(material.test.features, features, captions.image_of_text)
 
 
@@ -226,7 +234,7 @@ def _knn(material: Material, _: torch.Tensor) -> Score:
 SCORERS: Mapping[Task, Scorer] = {
     Task.zero_shot: Scorer(_zero_shot, lambda material: prompts_of(material.dataset)),
     Task.multi_label: Scorer(_multi_label, lambda material: prompts_of(material.dataset)),
-    Task.retrieval: Scorer(_retrieval, lambda material: captions_of(material.test, material.where).texts),
+    Task.retrieval: Scorer(_retrieval, _retrieval_texts),
     Task.selection: Scorer(
         _selection,
         lambda material: captions_of(material.test, material.where, _images_per_example(material)).texts,

@@ -71,6 +71,10 @@ class DatasetConfig:
     # whether classes may lack samples, as iWildCam's do; class averages are then over the others
     allow_empty_classes: bool = False
 
+    # retrieval: captions with equal text are one caption, and right for every image that has it (many-to-many);
+    # false counts only the image it stands at, as CLIP_benchmark does
+    shared_captions: bool = False
+
     # Groups of samples, for worst-group scores.
     group_by: str | None = None  # metadata field whose values are the groups
     # what the columns of a sample's .npy are called, in order
@@ -90,6 +94,11 @@ class DatasetConfig:
         self._check_metric()
         self._check_places()
         self._check_groups()
+        if self.shared_captions and Task.retrieval not in self.tasks:
+            raise ConfigError(
+                f"shared_captions is for retrieval, and the tasks are {', '.join(task.value for task in self.tasks)}; "
+                "leave it out"
+            )
         if self.language != "en" and self.prompts and self.prompts.startswith((CUPL, OPEN_CLIP)):
             raise ConfigError(
                 f"prompts={self.prompts} are English, language is {self.language!r}; use language=en, a set of "

@@ -43,6 +43,7 @@ class EvaluationDataset:
     num_classes: int | None = None  # None for retrieval, and until labels of an unnamed set are read
     groups: Mapping[str, list[int]] = field(default_factory=dict)  # of classes
     allow_empty_classes: bool = False
+    shared_captions: bool = False  # retrieval: equal captions are one, of all images that have it
     group_by: str | None = None  # metadata field of the samples' groups
     group_names: list[str] = field(default_factory=list)  # what its codes stand for; empty: they are names
     ignored_groups: list[str] = field(default_factory=list)
@@ -113,6 +114,7 @@ def open_dataset(
         train=opened(config.train_split) if trains else None,
         val=opened(config.val_split) if trains and config.val_split else None,
         allow_empty_classes=config.allow_empty_classes,
+        shared_captions=config.shared_captions,
     )
     if not any(task in METRICS_ALONE and task is not Task.multi_label for task in config.tasks):
         add_classes(dataset, folder, config)

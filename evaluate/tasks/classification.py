@@ -91,17 +91,6 @@ def linear_predictions(
     )
 
 
-def linear_ranks(
-    features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`true_class_ranks` of the linear scores features @ weight.T + bias; arguments as in `linear_predictions`.
-
-    Returns:
-        [N] int64 on the CPU.
-    """
-    return linear_predictions(features, labels, weight, bias).ranks
-
-
 def _chunks(num: int) -> Iterator[slice]:
     for start in range(0, num, CHUNK_ROWS):
         yield slice(start, min(start + CHUNK_ROWS, num))

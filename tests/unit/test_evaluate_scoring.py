@@ -120,6 +120,34 @@ def test_retrieval_and_its_ranks(tmp_path):
     assert result.num_classes is None
 
 
+def test_a_caption_that_two_images_share_is_right_for_both(tmp_path):
+    captions = ["one thing", "one thing\none thing", *(f"{number} things" for number in range(2, 12))]
+    samples = [
+        {"png": encoded(picture(index, index)), "txt": text.encode()} for index, text in enumerate(captions)
+    ]
+    write_split(tmp_path / "told" / "test", samples)
+    (tmp_path / "told" / "dataset_type.txt").write_text("retrieval\n")
+    found = {}
+    for shared in (False, True):
+        dataset = opened(
+            tmp_path, "told", [Task.retrieval], "image_retrieval_recall@1", shared_captions=shared
+        )
+        (found[shared],) = run(dataset)
+    apart, together = (found[shared].metrics["image_retrieval_recall@1"] for shared in (False, True))
+    assert (apart.num, together.num) == (13, 11)
+    # By hand: one of 12 images comes first by chance, and two of them are right for the shared caption.
+    assert apart.chance == pytest.approx(1 / 12)
+    assert together.chance == pytest.approx((2 / 12 + 10 / 12) / 11)
+    assert found[True].details["num_captions"] == 11
+
+
+def test_shared_captions_are_for_retrieval():
+    with pytest.raises(
+        ConfigError, match="shared_captions is for retrieval, and the tasks are zero_shot; leave"
+    ):
+        DatasetConfig(tasks=[Task.zero_shot], metric="acc1", shared_captions=True)
+
+
 def npy(values) -> bytes:
     out = io.BytesIO()
     np.save(out, np.asarray(values))

@@ -10,7 +10,6 @@ from crawl2clip.errors import DataError
 from evaluate.tasks.classification import (
     classification_metrics,
     linear_predictions,
-    linear_ranks,
     true_class_ranks,
 )
 from evaluate.tasks.macro_f1 import macro_f1
@@ -63,7 +62,8 @@ def test_rows_beyond_one_chunk_are_scored_alike():
     bias = torch.randn(11, generator=generator)
     labels = torch.arange(2500) % 11
     order = (features @ weight.T).argsort(dim=1, descending=True)
-    assert torch.equal(linear_ranks(features, labels, weight), (order == labels[:, None]).nonzero()[:, 1])
+    ranks = linear_predictions(features, labels, weight).ranks
+    assert torch.equal(ranks, (order == labels[:, None]).nonzero()[:, 1])
     found = linear_predictions(features, labels, weight, bias)
     assert torch.equal(found.predicted, (features @ weight.T + bias).argmax(dim=1))
     assert torch.equal(found.ranks == 0, found.predicted == labels)
@@ -195,7 +195,7 @@ def test_features_and_labels_that_give_no_score_are_refused():
     broken = torch.eye(3)
     broken[1, 1] = torch.nan
     # A NaN is not greater than the true class's score, so it would count as right.
-    assert linear_ranks(broken[1:2], torch.tensor([0]), torch.eye(3)).tolist() == [0]
+    assert linear_predictions(broken[1:2], torch.tensor([0]), torch.eye(3)).ranks.tolist() == [0]
     with pytest.raises(DataError, match=r"1 of 3 image features are not finite \(the first is row 1\).*fp32"):
         score_zero_shot(broken, torch.arange(3), torch.eye(3), {})
     with pytest.raises(DataError, match="1 of 3 class directions are not finite"):
