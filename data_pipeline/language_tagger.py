@@ -9,13 +9,14 @@ from typing import Any
 
 import polars as pl
 
-from data_pipeline.language import Detector, bucket
+from data_pipeline.language import Detector, LanguageDetector, bucket, make_detector
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 from data_pipeline.tables import read_table
 
 LANGUAGE_COLUMNS: dict[str, Any] = {
     "language": pl.String,  # ISO 639 code of the best guess; null for a text without letters
-    "language_probability": pl.Float32,  # 0 to 1, of the best guess
+    "language_probability": pl.Float32,  # 0 to 1, of the best guess; 0 without one
+    "language_reliable": pl.Boolean,  # the detector's own flag: CLD3's is_reliable; null with fastText, which has none
     "language_bucket": pl.String,  # en, other or unknown: a LanguageBucket
 }
 """The columns that the tagger adds, with their Polars types."""
@@ -29,6 +30,7 @@ class LanguageStage(Stage):
     folder: Path
     settings: dict[str, Any]
     raw: Path  # the download stage's folder
+    detector: LanguageDetector
     min_probability: float  # 0 to 1; below it a text is in the bucket `unknown`
 
     def shards(self) -> list[Shard]:
@@ -37,20 +39,19 @@ class LanguageStage(Stage):
 
     def setup(self) -> Detector:
         """Loads the language model."""
-        return Detector()
+        return make_detector(self.detector)
 
     def run(self, context: Detector, shard: Shard, temporary: Path) -> Counts:
         """Tags one raw shard."""
         pairs = read_table(shard.inputs[0], ["uid", "text"], stored_only=True)
         found = context.detect(pairs["text"].to_list())
-        buckets = [
-            bucket(language, probability, self.min_probability).value for language, probability in found
-        ]
+        buckets = [bucket(detection, self.min_probability).value for detection in found]
         tags = pl.DataFrame(
             {
                 "uid": pairs["uid"],
-                "language": [language for language, _ in found],
-                "language_probability": [probability for _, probability in found],
+                "language": [detection.language for detection in found],
+                "language_probability": [detection.probability for detection in found],
+                "language_reliable": [detection.is_reliable for detection in found],
                 "language_bucket": buckets,
             },
             schema={"uid": pl.String, **LANGUAGE_COLUMNS},

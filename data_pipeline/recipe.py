@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from crawl2clip.errors import ConfigError, unknown_name
 from crawl2clip.schema import DOWNLOAD_SCHEMA
 from data_pipeline.clip_models import ClipModelConfig
+from data_pipeline.language import LanguageDetector
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +64,7 @@ class RecipeConfig:
     min_text_length: int = MISSING  # characters; extraction drops shorter texts. 0: no limit
     min_bytes: int = MISSING  # bytes of the original file; download drops smaller ones. 0: no limit
     taggers: list[str] = field(default_factory=list)  # the taggers whose columns the rules use, in order
+    language_detector: LanguageDetector = LanguageDetector.fasttext  # see tagger.language_detector
     clip_model: str | None = None  # image tower of the clip tagger: open_clip name
     clip_pretrained: str | None = None  # its weights: open_clip tag, file or export folder
     clip_models: list[ClipModelConfig] = field(

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 from crawl2clip.errors import ConfigError, unknown_name
 from data_pipeline.clip_models import ClipModelConfig, check_models, clip_columns, weights_fingerprint
 from data_pipeline.clip_tagger import ClipStage
+from data_pipeline.language import LanguageDetector, require_detector
 from data_pipeline.language_tagger import LANGUAGE_COLUMNS, LanguageStage
 from data_pipeline.stage import Stage
 
@@ -27,7 +28,11 @@ class TagConfig:
     """Which columns are added, and with which models."""
 
     taggers: list[str] = field(default_factory=list)  # names in TAGGERS, in order
-    min_language_probability: float = MISSING  # 0 to 1; below it a text's language bucket is `unknown`
+    language_detector: LanguageDetector = (
+        MISSING  # fasttext, or cld3 with its flag as LAION-5B (extra `cld3`)
+    )
+    # 0 to 1; below it a text's language bucket is `unknown`. cld3's own flag asks for more than 0.5 already.
+    min_language_probability: float = MISSING
     model: str | None = None  # image tower of the clip tagger: open_clip name; null with an export folder
     pretrained: str | None = None  # its weights: open_clip tag, .pt or .safetensors file, or export folder
     models: list[ClipModelConfig] = field(default_factory=list)  # which text tower scores which languages
@@ -98,9 +103,19 @@ class TagConfig:
 
 
 def _language_stage(config: "PipelineConfig") -> Stage:
-    output, least = Path(config.output_dir), config.tagger.min_language_probability
-    settings = {"min_language_probability": least}
-    return LanguageStage("tag/language", output / "tags" / "language", settings, output / "raw", least)
+    output, tagger = Path(config.output_dir), config.tagger
+    require_detector(tagger.language_detector)
+    return LanguageStage(
+        name="tag/language",
+        folder=output / "tags" / "language",
+        settings={
+            "language_detector": tagger.language_detector.value,
+            "min_language_probability": tagger.min_language_probability,
+        },
+        raw=output / "raw",
+        detector=tagger.language_detector,
+        min_probability=tagger.min_language_probability,
+    )
 
 
 def _clip_stage(config: "PipelineConfig") -> Stage:

@@ -32,6 +32,7 @@ def choices(group):
 def test_every_choice_of_every_group(group, choice, tmp_path, monkeypatch):
     # A large extra that only the multilingual text tower of recipe=laion5b needs.
     monkeypatch.setitem(sys.modules, "sentence_transformers", ModuleType("sentence_transformers"))
+    monkeypatch.setitem(sys.modules, "gcld3", ModuleType("gcld3"))  # the extra of recipe=laion5b_exact
     (tmp_path / "a.wat.gz").write_bytes(member(wat_record(wat_value([image("a.jpg")], url="https://h.org/"))))
     words = [
         f"{group}={choice}",

@@ -27,6 +27,7 @@ from crawl2clip.shards import ShardWriter, list_shards, read_manifest
 from data_pipeline import report, reshard, select, tag
 from data_pipeline.clip_models import ClipModelConfig
 from data_pipeline.executors.local import LocalExecutor
+from data_pipeline.language import LanguageDetector
 from data_pipeline.recipe import RecipeConfig, RuleConfig
 from data_pipeline.reshard import ReshardConfig
 from data_pipeline.stage import (
@@ -102,6 +103,7 @@ def test_tag_select_reshard_and_report(tmp_path):
             taggers=["language", "clip"],
             pretrained=str(weights),
             models=[ClipModelConfig(name="tiny")],
+            language_detector=LanguageDetector.fasttext,
             min_language_probability=0.3,
             device="cpu",
             precision="fp32",

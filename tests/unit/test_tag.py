@@ -20,6 +20,7 @@ from crawl2clip.models import ModelConfig, build_model
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from data_pipeline.clip_models import ClipModelConfig
+from data_pipeline.language import LanguageDetector
 from data_pipeline.stage import make_shard
 from data_pipeline.tag import TagConfig, known_columns, make_stages, tag_columns
 
@@ -78,7 +79,10 @@ def write_raw(output, images, *, statuses=None):
 
 
 def config_of(weights=None, models=(), taggers=("language", "clip"), **more):
-    settings = {"min_language_probability": 0.5, "device": "cpu", "precision": "fp32", "image_batch_size": 2}
+    settings = {
+        "language_detector": LanguageDetector.fasttext, "min_language_probability": 0.5,
+        "device": "cpu", "precision": "fp32", "image_batch_size": 2,
+    }  # fmt: skip
     models = [ClipModelConfig(**model) for model in models]
     return TagConfig(taggers=list(taggers), pretrained=weights, models=models, **{**settings, **more})
 
