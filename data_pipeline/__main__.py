@@ -8,7 +8,7 @@ from crawl2clip.config import command, save_config
 from crawl2clip.files import write_json
 from crawl2clip.logs import provenance
 from data_pipeline.config import PipelineConfig
-from data_pipeline.pipeline import run_pipeline
+from data_pipeline.pipeline import describe_files, run_pipeline
 
 
 def run(config: PipelineConfig, composed: DictConfig) -> None:
@@ -18,6 +18,7 @@ def run(config: PipelineConfig, composed: DictConfig) -> None:
     save_config(composed, output_dir)
     write_json(output_dir / "provenance.json", provenance())
     print(funnel)
+    print(describe_files(output_dir))
 
 
 if __name__ == "__main__":

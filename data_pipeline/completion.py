@@ -54,8 +54,31 @@ def is_finished(folder: Path | str, name: str) -> bool:
 
 
 def read_stats(folder: Path | str, name: str) -> dict[str, Any]:
-    """A complete shard's record: stage, shard, inputs, counts, seconds, files (bytes and SHA-256 of each)."""
-    return read_json(Path(folder) / (name + STATS_SUFFIX))
+    """A complete shard's record: stage, shard, inputs, counts, seconds, files (bytes and SHA-256 of each).
+
+    Raises:
+        DataError: it is missing, or not such a record.
+    """
+    path = Path(folder) / (name + STATS_SUFFIX)
+    stats = read_json(path)
+    if not _is_record(stats):
+        raise DataError(
+            f"{path} is not the record of a shard: it lacks the seconds, or whole numbers for rows_in, rows_out, "
+            "dropped and extra; delete it and run the stage again, which makes this shard anew"
+        )
+    return stats
+
+
+def _is_record(stats: Any) -> bool:
+    counts = stats.get("counts") if isinstance(stats, dict) else None
+    if not isinstance(counts, dict) or not isinstance(stats.get("seconds"), (int, float)):
+        return False
+    numbers = [counts.get("rows_in"), counts.get("rows_out")]
+    for group in (counts.get("dropped"), counts.get("extra")):
+        if not isinstance(group, dict):
+            return False
+        numbers += group.values()
+    return all(isinstance(number, int) for number in numbers)
 
 
 def freeze_manifest(stage: "Stage") -> "list[Shard]":

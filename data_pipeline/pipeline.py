@@ -14,6 +14,7 @@ from data_pipeline import deduplicate, download, extract, report, reshard, selec
 from data_pipeline.config import PipelineConfig
 from data_pipeline.executors import make_executor
 from data_pipeline.funnel import FunnelRow, funnel_row, funnel_table, update_funnel
+from data_pipeline.funnel_files import file_summary, read_step_files, write_file_funnel
 from data_pipeline.stage import Executor, Stage, StageReport, TooManyFailures, progress_of, run_stage
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def _run_steps(
         for stage in stages:
             report = run_stage(stage, executor, max_failed_fraction=max_failed_fraction)
             reports.append(report)
+            write_file_funnel(output_dir, stage.name, stage.folder, report.failed)
             logger.info(
                 "%s: %d rows in, %d out; %d shards done, %d were there already, %d failed; %.1f s",
                 stage.name, report.counts.rows_in, report.counts.rows_out,
@@ -94,10 +96,18 @@ def _run_steps(
             )  # fmt: skip
     except TooManyFailures as error:
         reports.append(error.report)
+        write_file_funnel(
+            output_dir, stages[len(reports) - 1].name, stages[len(reports) - 1].folder, error.report.failed
+        )
         rows = update_funnel(output_dir, list(STAGES), funnel_row(name, reports))
-        logger.info("the funnel so far:\n%s", funnel_table(rows))
+        logger.info("the funnel so far:\n%s\n%s", funnel_table(rows), describe_files(output_dir))
         raise
     return update_funnel(output_dir, list(STAGES), funnel_row(name, reports))
+
+
+def describe_files(output_dir: Path | str) -> str:
+    """Where the funnels of single files are, and which files were damaged or could not be made; for the terminal."""
+    return file_summary(read_step_files(Path(output_dir), list(STAGES)))
 
 
 def validate(config: PipelineConfig) -> dict[str, list[Stage]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from data_pipeline.funnel_files import FILE_FUNNEL, StepFiles, read_step_files
 from data_pipeline.report_data import (
     ExamplePair,
     Gathered,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 REPORT_NAME = "report.html"
 EXAMPLES_PER_REASON = 24
 LANGUAGES_SHOWN = 15
+FILES_SHOWN = 50
 
 
 @dataclass
@@ -95,8 +97,10 @@ def pipeline_sections(
     output_dir = Path(output_dir)
     gathered = gather(output_dir, examples_per_reason=examples_per_reason)
     recipe = read_recipe(output_dir)
+    stages = read_stage_rows(output_dir)
     sections = [
-        funnel_section(read_stage_rows(output_dir)),
+        funnel_section(stages),
+        files_section(read_step_files(output_dir, [stage.stage for stage in stages])),
         recipe_section(recipe),
         similarity_section(gathered),
         pairs_section(gathered),
@@ -127,6 +131,39 @@ def funnel_section(stages: list[StageRow]) -> Section:
         "Funnel",
         [bars(left, caption="Rows that each stage passed on."), table(columns, rows, caption=caption)],
     )
+
+
+def files_section(steps: list[StepFiles]) -> Section:
+    """How many files of each step were made, which were damaged, and which lost most; empty without tables."""
+    if not steps:
+        return Section("Files")
+    made = [
+        (each.step, each.shards, each.done, len(each.damaged), f"{FILE_FUNNEL}/{each.step}.parquet")
+        for each in steps
+    ]
+    blocks = [
+        table(
+            ("step", "shards", "made", "damaged or missing", "table"),
+            made,
+            caption="A row a shard and a column a reason are in the tables in the folder funnel/.",
+        )
+    ]
+    damaged = [(each.step, source or shard, wrong) for each in steps for shard, source, wrong in each.damaged]
+    if damaged:
+        caption = f"Files that were cut off, unreadable or not made: {len(damaged):,}."
+        if len(damaged) > FILES_SHOWN:
+            caption += f" The first {FILES_SHOWN} are shown; the tables have all."
+        blocks.append(table(("step", "file", "what happened"), damaged[:FILES_SHOWN], caption=caption))
+    lost = [
+        (each.step, shard, rows_in, dropped, f"{100 * dropped / max(rows_in, 1):.1f}%", reason)
+        for each in steps
+        for shard, rows_in, dropped, reason in each.most_lost
+        if each.shards > 1
+    ]
+    if lost:
+        columns = ("step", "shard", "rows in", "dropped", "share", "most frequent reason")
+        blocks.append(table(columns, lost, caption="Files that lost the largest part of their rows."))
+    return Section("Files", blocks)
 
 
 def recipe_section(recipe: dict[str, Any]) -> Section:
