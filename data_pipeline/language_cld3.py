@@ -26,7 +26,7 @@ class Cld3Detector:
     """LAION-5B's detector, with its flag."""
 
     def __init__(self) -> None:
-        import gcld3
+        import gcld3  # pyright: ignore[reportMissingImports] (an extra)
 
         self._find = gcld3.NNetLanguageIdentifier(MIN_BYTES, MAX_BYTES).FindLanguage
 
