@@ -23,7 +23,9 @@ EXAMPLES_PER_CELL = 5
 _LANGUAGE_PAIRS = 20
 _SHOWN_CHARACTERS = 100
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
-_MARKDOWN = re.compile(r"([!-&(-+./:-@\[-`{-~])")  # ASCII punctuation other than , ' and -
+_MARKDOWN = re.compile(
+    r"([!-&*+.:-@\[-`{-~])"
+)  # ASCII punctuation that may mean something within a table's cell
 
 
 class JudgedText(NamedTuple):
