@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from types import ModuleType, SimpleNamespace
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from data_pipeline.language import (
 )
 from data_pipeline.language_cld3 import Cld3Detector
 from data_pipeline.language_fasttext import MAX_CHARACTERS, FasttextDetector
+from data_pipeline.language_tagger import LANGUAGE_COLUMNS, LanguageStage
+from data_pipeline.stage import Shard
 
 CAPTIONS = [
     "a photo of a dog on the grass",
@@ -243,3 +246,32 @@ def test_a_missing_package_is_told_wherever_it_is_asked_for(monkeypatch):
 )
 def test_buckets(language, probability, reliable, expected):
     assert bucket(Detection(language, probability, reliable), 0.5) is expected
+
+
+@pytest.mark.parametrize("kind", list(LanguageDetector), ids=lambda kind: kind.value)
+def test_the_tagger_stores_language_probability_and_flag(tmp_path, monkeypatch, kind):
+    module = ModuleType("gcld3")
+    module.NNetLanguageIdentifier = FakeIdentifier
+    monkeypatch.setitem(sys.modules, "gcld3", module)
+    rows = {
+        "uid": ["0", "1", "2", "3"],
+        "text": ["privet mir", "not fetched", "1234", "caption"],
+        "status": ["success", "http_error", "success", "success"],
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "in.parquet")
+    stage = LanguageStage("tag/language", tmp_path / "tags", {}, tmp_path, kind, 0.0)
+    counts = stage.run(stage.setup(), Shard("0", (str(tmp_path / "in.parquet"),)), tmp_path)
+    tags = pl.read_parquet(tmp_path / "0.parquet")
+    assert dict(tags.schema) == {"uid": pl.String, **LANGUAGE_COLUMNS}
+    assert tags["uid"].to_list() == ["0", "2", "3"]
+    assert (counts.rows_in, counts.rows_out) == (3, 3)
+    if kind is LanguageDetector.cld3:
+        assert tags["language"].to_list() == ["ru", None, "en"]
+        assert tags["language_probability"].to_list() == pytest.approx([0.9, 0.0, 0.69])
+        assert tags["language_reliable"].to_list() == [True, False, False]
+        assert tags["language_bucket"].to_list() == ["other", "unknown", "unknown"]
+        assert counts.extra == {"language_other": 1, "language_unknown": 2}
+    else:
+        assert tags["language_reliable"].to_list() == [None, None, None]
+        assert tags["language_bucket"].null_count() == 0
+        assert tags["language"][1] is None
