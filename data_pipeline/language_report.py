@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from crawl2clip.wilson import wilson_interval
 from data_pipeline.language import Detection, LanguageBucket, bucket
 
 BUCKETS = tuple(each.value for each in LanguageBucket)
@@ -22,7 +23,6 @@ SAME_LANGUAGE = {"iw": "he", "fil": "tl", "nn": "no"}
 EXAMPLES_PER_CELL = 5
 _LANGUAGE_PAIRS = 20
 _SHOWN_CHARACTERS = 100
-_Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 _MARKDOWN = re.compile(
     r"([!-&*+.:-@\[-`{-~])"
 )  # ASCII punctuation that may mean something within a table's cell
@@ -107,11 +107,8 @@ def _example(each: JudgedText, one: str, other: str) -> dict[str, Any]:
 
 def fraction(count: int, of: int) -> dict[str, float]:
     """A part of a number above 0, with its 95% Wilson interval (Wilson 1927): count, of, fraction, low, high."""
-    part, spread = count / of, _Z**2 / of
-    middle = part + spread / 2
-    reach = (spread * (part * (1 - part) + spread / 4)) ** 0.5
-    low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
-    return {"count": count, "of": of, "fraction": part, "low": max(low, 0.0), "high": min(high, 1.0)}
+    low, high = wilson_interval(count, of)
+    return {"count": count, "of": of, "fraction": count / of, "low": low, "high": high}
 
 
 def agreement_markdown(agreement: dict[str, Any]) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crawl2clip.wilson import wilson_interval
 from evaluate.resampling import bootstrap, bootstrap_sums, resample_counts
-
-Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,9 @@ class Estimate:
 
 
 def wilson(hits: int, num: int, chance: float | None = None) -> Estimate:
-    """Fraction of hits with its 95% Wilson score interval (Wilson 1927).
-
-    It stays inside 0 to 1 and has a sensible width at 0 and `num` hits, where the textbook interval has none.
-    """
-    if num == 0:
-        return Estimate(math.nan, 0.0, 1.0, "wilson_95", 0, chance)
-    value = hits / num
-    z2 = Z_95**2
-    centre = (value + z2 / (2 * num)) / (1 + z2 / num)
-    half = Z_95 / (1 + z2 / num) * math.sqrt(value * (1 - value) / num + z2 / (4 * num**2))
-    # At 0 and num hits the ends are exactly 0 and 1; rounding would leave them a hair outside the value.
-    low, high = min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half))
-    return Estimate(value, low, high, "wilson_95", num, chance)
+    """Fraction of hits with its 95% Wilson score interval."""
+    low, high = wilson_interval(hits, num)
+    return Estimate(hits / num if num else math.nan, low, high, "wilson_95", num, chance)
 
 
 def percentile_interval(
