@@ -1,8 +1,10 @@
 """The index and the loader: whole, broken and hostile shards; the same batches for any ranks and workers."""
 
+import errno
 import io
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -23,6 +25,7 @@ from train.data.mixture import SourceConfig
 from train.data.remote import RemoteConfig
 from train.data.sample_reader import full_lengths, lengths_by_largest_id, text_lengths_for
 from train.data.training_data import DataConfig, build_data, find_samples
+from train.data.worker_watch import WorkerWatch, watched
 
 WORLD = single_process()
 
@@ -424,6 +427,36 @@ def test_a_worker_that_is_killed_is_named(folder):
     ):
         for _ in batches:
             pass
+
+
+class BrokenPipeOfADeadWorker:
+    """A loader's iterator whose worker is killed while it hands over a batch: the pipe tells it first."""
+
+    def __init__(self, fate):
+        self._workers = [multiprocessing.get_context("fork").Process(target=fate)]
+        self._workers[0].start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_named(monkeypatch):
+    def killed():
+        time.sleep(0.3)  # the pipe is broken before the process is gone
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    board = WorkerWatch(1)
+    items = watched(BrokenPipeOfADeadWorker(killed), board, 60, lambda state: f"worker {state.worker}", 0)
+    with pytest.raises(DataError, match=r"rank 0: worker 0, killed by signal 9. .* memory ran out"):
+        next(items)
+    monkeypatch.setattr("train.data.worker_watch._DEATH_S", 0.1)
+    alive = BrokenPipeOfADeadWorker(lambda: time.sleep(60))
+    with pytest.raises(ConnectionResetError):  # nobody died: not ours to explain
+        next(watched(alive, board, 60, str, 0))
+    alive._workers[0].kill()
 
 
 def test_a_worker_that_stands_still_is_named_with_shard_and_key(folder, monkeypatch):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,9 @@ def watched(
 
 
 _END = object()
+_DEATH_S = (
+    5.0  # a process whose connection broke is told to be dead within milliseconds; this is for a busy machine
+)
 
 
 def _next(
@@ -129,8 +133,10 @@ def _next(
     while True:
         try:
             return next(batches, _END)
-        except RuntimeError as error:
-            dead = _dead_workers(batches, watch)
+        except (RuntimeError, OSError, EOFError) as error:
+            # A worker killed while it hands over a batch breaks that connection before it is known to be dead.
+            broken = not isinstance(error, RuntimeError)
+            dead = _dead_workers(batches, watch, wait_s=_DEATH_S if broken else 0)
             if dead:
                 fates = "; ".join(f"{describe(state)}, {fate}" for state, fate in dead)
                 raise DataError(
@@ -138,7 +144,7 @@ def _next(
                     "data.num_workers, data.prefetch_batches or data.max_image_pixels. The same command goes on from "
                     "the last checkpoint"
                 ) from error
-            if "timed out" not in str(error):  # torch has one kind of error for both
+            if broken or "timed out" not in str(error):  # torch has one kind of error for both
                 raise
         stalled = stalls.stalled()
         if stalled:
@@ -152,9 +158,13 @@ def _next(
             )
 
 
-def _dead_workers(batches: Iterator[Any], watch: WorkerWatch) -> list[tuple[WorkerState, str]]:
+def _dead_workers(
+    batches: Iterator[Any], watch: WorkerWatch, *, wait_s: float = 0
+) -> list[tuple[WorkerState, str]]:
     # torch keeps its processes to itself; a version that hides them leaves us with its own message.
     workers = getattr(batches, "_workers", [])
+    if wait_s and workers:
+        wait([worker.sentinel for worker in workers], timeout=wait_s)
     return [
         (
             state,
