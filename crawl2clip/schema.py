@@ -49,13 +49,15 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("uid", pa.string(), nullable=False),  # uid_of(url, text)
         pa.field("url", pa.string(), nullable=False),  # absolute, http or https
         pa.field("text", pa.string(), nullable=False),  # cleaned alt text
-        pa.field("text_source", pa.string(), nullable=False),  # alt, title, figcaption, og:image ...
+        pa.field("text_source", pa.string(), nullable=False),  # alt, title, aria-label, figcaption, og:image
         pa.field("page_url", pa.string()),  # the page that shows the image
         pa.field("page_language", pa.string()),  # html lang as written; null when absent
         pa.field("license", pa.string()),  # Creative Commons URL linked on the page; null when none
         pa.field("crawl_file", pa.string()),  # the WAT or WARC file
         pa.field("offset", pa.int64()),  # byte offset of the record in crawl_file
         pa.field("page_date", pa.string()),  # WARC-Date of the page, ISO 8601
+        pa.field("width_hint", pa.int32()),  # pixels, as the page says; null when it does not, and from a WAT
+        pa.field("height_hint", pa.int32()),
     ]
 )
 """A (url, text) pair with where it came from."""

@@ -216,7 +216,8 @@ class CandidateWriter:
             if isinstance(url, UrlFault):
                 dropped[url.value] += 1
                 continue
-            self._rows.append((uid_of(url, text), url, text, image.text_source, *of_page))
+            size = (image.width_hint, image.height_hint)
+            self._rows.append((uid_of(url, text), url, text, image.text_source, *of_page, *size))
         if len(self._rows) >= _ROWS_A_BATCH:
             self._flush()
 

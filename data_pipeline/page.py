@@ -19,11 +19,21 @@ _LICENSE = re.compile(
 
 
 class ImageLink(NamedTuple):
-    """One image of a page: the address as it stands there, the uncleaned text, and where the text comes from."""
+    """One image of a page.
+
+    Attributes:
+        url: the address as it stands there.
+        text: uncleaned.
+        text_source: where the text comes from, of `TEXT_SOURCES`.
+        width_hint: pixels, as the page says, 0 or more; None when it does not, or in no form that can be read.
+        height_hint: the same.
+    """
 
     url: str
     text: str
     text_source: str
+    width_hint: int | None = None
+    height_hint: int | None = None
 
 
 @dataclass(slots=True)
