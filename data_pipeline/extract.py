@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, unknown_name
 from crawl2clip.schema import CANDIDATE_SCHEMA, uid_of
-from data_pipeline.page import TEXT_SOURCES, Page
+from data_pipeline.page import TEXT_SOURCES, Page, language_tag
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
 _ROWS_A_BATCH = 50_000  # candidates held in memory before they are written
-_MAX_LANGUAGE_LENGTH = 35  # characters of the longest registered language tag, RFC 5646 section 4.4.1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -198,7 +197,7 @@ class CandidateWriter:
             return
         of_page = (
             clean_text(page.url),
-            _language_tag(page.language),
+            language_tag(page.language),
             page.license,
             self.crawl_file,
             offset,
@@ -230,7 +229,3 @@ class CandidateWriter:
             self._writer.write_table(pa.table(columns, schema=CANDIDATE_SCHEMA))
             self.counts.rows_out += len(self._rows)
             self._rows.clear()
-
-
-def _language_tag(language: str | None) -> str | None:
-    return clean_text(language)[:_MAX_LANGUAGE_LENGTH].strip() or None if language else None

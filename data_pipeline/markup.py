@@ -10,19 +10,19 @@ are made from a token stream too.
 
 import html
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from html.entities import html5
 from typing import NamedTuple
 
-_TOKEN = re.compile(r"<(?:(/?)([a-zA-Z][^\s/>]*)|(!--)|[!?])")
+_TOKEN = re.compile(r"<(?:(/?)([a-zA-Z][^\s/>]*)|(!--)|[!?/])")
 _ATTRIBUTE = re.compile(
     r"""[\s/]*([^\s/>][^\s/>=]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|(?![\s"'])([^\s>]*)))?"""
 )
 _OPEN_QUOTE = re.compile(r"""\s*=\s*["']""")
-_RAW_TEXT = {  # elements whose content is text, up to their end tag
-    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
-    for name in ("script", "style", "title", "textarea", "iframe", "noembed", "noframes", "xmp")
-}
+RAW_TEXT = ("script", "style", "title", "textarea", "iframe", "noembed", "noframes", "xmp")
+"""Elements whose content is text, up to their end tag."""
+
+_END_OF = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in RAW_TEXT}
 _MARKUP = re.compile(r"<[a-zA-Z/!?][^<>]*>")
 _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[a-zA-Z][a-zA-Z0-9]*(?:;|(?![=a-zA-Z0-9;])))")
 
@@ -46,42 +46,52 @@ class Tag(NamedTuple):
     end: int
 
 
-def read_tags(page: str, wanted: Collection[str]) -> Iterator[Tag]:
+def read_tags(page: str, wanted: Container[str], *, others: bool = False) -> Iterator[Tag]:
     """Yields the tags with the wanted names, in the page's order.
 
     What looks like a tag inside a comment, a script, another raw text element, or a quoted attribute is none.
+
+    Args:
+        page: its markup.
+        wanted: names in lower case.
+        others: yield all other tags too, their attributes left out; and, as end tags without a name, what is
+            neither a tag nor text, such as comments and the doctype, and what the page ends within, if only
+            nothing. So what stands between two of them is text, or that of a script or its like.
     """
     position, find_token, find = 0, _TOKEN.search, page.find
+    rest = len(page)  # where that begins which the page ends within
     while (token := find_token(page, position)) is not None:
+        start = token.start()
         slash, name, comment = token.groups()
-        if comment:
-            position = find("-->", token.end() - 2) + 3  # "<!-->" is one, and an empty one
-            if position < 3:
-                return
+        if slash or comment or not name:
+            position = find("-->", token.end() - 2) + 3 if comment else find(">", token.end()) + 1
+            if position < 3:  # neither was found; "<!-->" is a comment, and an empty one
+                rest = start
+                break
+            name = name.lower() if name else ""
+            if others or name in wanted:
+                yield Tag(name, True, {}, start, position)
             continue
-        name = name.lower() if name else ""
-        if slash or not name:
-            position = find(">", token.end()) + 1
-            if position == 0:
-                return
-            if name in wanted:
-                yield Tag(name, True, {}, token.start(), position)
-            continue
+        name = name.lower()
         if name in wanted:
-            attributes, end = _attributes(page, token.end())
-            if end is None:
-                return
-            yield Tag(name, False, attributes, token.start(), end)
-        elif (end := _tag_end(page, token.end())) is None:
-            return
+            attributes, end = read_attributes(page, token.end())
+        else:
+            attributes, end = {}, _tag_end(page, token.end())
+        if end is None:
+            rest = start
+            break
+        if others or name in wanted:
+            yield Tag(name, False, attributes, start, end)
         position = end
-        if name in _RAW_TEXT:
-            closing = _RAW_TEXT[name].search(page, end)
+        if name in _END_OF:
+            closing = _END_OF[name].search(page, end)
             if closing is None:
-                return
+                break
             position = closing.start()
         elif name == "plaintext":
-            return
+            break
+    if others:
+        yield Tag("", True, {}, rest, len(page))
 
 
 def _tag_end(page: str, position: int) -> int | None:
@@ -91,11 +101,19 @@ def _tag_end(page: str, position: int) -> int | None:
         return None
     if page.count('"', position, end) % 2 == 0 and page.count("'", position, end) % 2 == 0:
         return end + 1
-    return _attributes(page, position)[1]  # that ">" may stand in a quoted value
+    return read_attributes(page, position)[1]  # that ">" may stand in a quoted value
 
 
-def _attributes(page: str, position: int) -> tuple[dict[str, str], int | None]:
-    """A start tag's attributes, the first of each name, and where the tag's successor begins."""
+def read_attributes(page: str, position: int) -> tuple[dict[str, str], int | None]:
+    """A start tag's attributes, the first of each name, and where the tag's successor begins.
+
+    Args:
+        page: its markup.
+        position: where the tag's name ends.
+
+    Returns:
+        (attributes by name in lower case, the end; None when the page ends within the tag).
+    """
     attributes: dict[str, str] = {}
     while (found := _ATTRIBUTE.match(page, position)) is not None:
         position = found.end()

@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from data_pipeline.consent import parse_x_robots_tag
+from data_pipeline.text import clean_text
 
-TEXT_SOURCES = ("alt", "title", "figcaption", "og:image")
-"""Where a caption may come from: an image's alt text; its title attribute where that is empty; the caption
-of the figure it stands in where both are; and, for the image that a page shows when it is shared, what the
-page says about that image, or else the page's title."""
+TEXT_SOURCES = ("alt", "title", "aria-label", "figcaption", "og:image")
+"""Where a caption may come from, in order of preference: an image's alt text; its title attribute; its
+aria-label, though a screen reader would read that first (a WAT holds alt and title only, and a page should give
+the same text from both of its forms); the caption of the figure it stands in; and, for the image that a page
+shows when it is shared, what the page says about that image, or else the page's title."""
 
+# What a page reserves for the use of its images. noindex and noimageindex are about search engines listing the
+# page; they bind on the image's own response, see download.opt_out_directives.
 _OPT_OUTS = ("noai", "noimageai")
+_MAX_LANGUAGE_LENGTH = 35  # characters of the longest registered language tag, RFC 5646 section 4.4.1
 _LICENSE = re.compile(
     r"https?://(?:www\.)?(creativecommons\.org/(?:licenses|publicdomain)/[a-z0-9.+/_-]+)", re.IGNORECASE
 )
@@ -110,3 +115,8 @@ def creative_commons_license(addresses: Iterable[str | None]) -> str | None:
         if found:
             return "https://" + found.group(1).lower()
     return None
+
+
+def language_tag(language: str | None) -> str | None:
+    """A page's `<html lang>` as it is stored: clean, of bounded length; None when there is none."""
+    return clean_text(language)[:_MAX_LANGUAGE_LENGTH].strip() or None if language else None

@@ -1,27 +1,20 @@
-"""Pages from WARC files: the pages themselves, so everything a browser would find.
+"""Pages from WARC files: which record holds one, its address, its date, and its bytes as text.
 
-On top of what a WAT holds (`src`, alt, title, og:image) come the largest candidate of `srcset`, lazy-load
-attributes, the sources of `picture`, and figure captions. An image's plain `src` is always among its links,
-so the pairs that a WAT gives for a page are among those that its WARC gives.
+The surprising part is how a page's encoding is found: labels mean what the encoding standard says, which is
+often more than Python's codec of that name reads, and many pages carry a wrong label or none.
 """
 
 import codecs
 import re
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
 
-from data_pipeline.markup import Tag, read_tags, text_of
-from data_pipeline.page import ImageLink, Page, choose_text, creative_commons_license, opts_out, shared_image
+from data_pipeline.html_page import read_html
+from data_pipeline.page import Page, opts_out
 from data_pipeline.records import RecordFault
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
-
-_LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-hi-res-src")
-_SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
-_UNUSABLE_TYPES = ("image/svg+xml", "image/avif", "image/jxl", "image/heic")
-_TAGS = frozenset({"html", "base", "meta", "title", "img", "picture", "source", "figure", "figcaption"})
-_LINK_TAGS = frozenset({"link", "a", "area"})  # read only where a licence may be among them
 
 # What the encoding standard reads under a label, where Python's codec of that name reads less.
 _CODECS = {
@@ -38,18 +31,31 @@ _HEADER_CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{1,40})""
 _LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|meta|title)\b", re.IGNORECASE)
 
 
-def read_warc_page(
-    record: "WarcRecord", payload: bytes, wanted: Collection[str]
-) -> Page | RecordFault | None:
-    """The page in a WARC response record.
+class HtmlRecord(NamedTuple):
+    """A WARC record that holds a page.
+
+    Attributes:
+        url: the page's address, as the record says.
+        date: when it was crawled, ISO 8601; None when the record does not say.
+        html: the page.
+        opted_out: its X-Robots-Tag headers ask that its images are not used for AI.
+    """
+
+    url: str
+    date: str | None
+    html: str
+    opted_out: bool
+
+
+def read_html_record(record: "WarcRecord", payload: bytes) -> HtmlRecord | RecordFault | None:
+    """The page in a WARC response record, as text.
 
     Args:
         record: the record, its HTTP headers parsed.
         payload: its body, decoded from any transfer and content encoding.
-        wanted: where texts may come from, of `TEXT_SOURCES`.
 
     Returns:
-        The page; None when it is not HTML; or why the record is lost.
+        The page; None when the record is not HTML; or why it is lost.
     """
     headers = [(name.lower(), value) for name, value in record.http_headers or ()]
     content_type = next((value for name, value in headers if name == "content-type"), "")
@@ -58,9 +64,29 @@ def read_warc_page(
     url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
     if not url:
         return RecordFault.record_no_address
-    page = read_html(decode_html(payload, content_type), wanted)
-    page.url, page.date = url, record.headers.get("WARC-Date")
-    page.opted_out = page.opted_out or opts_out(value for name, value in headers if name == "x-robots-tag")
+    opted_out = opts_out(value for name, value in headers if name == "x-robots-tag")
+    return HtmlRecord(url, record.headers.get("WARC-Date"), decode_html(payload, content_type), opted_out)
+
+
+def read_warc_page(
+    record: "WarcRecord", payload: bytes, wanted: Collection[str]
+) -> Page | RecordFault | None:
+    """What the page in a WARC response record says of its images.
+
+    Args:
+        record: the record, its HTTP headers parsed.
+        payload: its body, decoded from any transfer and content encoding.
+        wanted: where texts may come from, of `TEXT_SOURCES`.
+
+    Returns:
+        The page; None when the record is not HTML; or why it is lost.
+    """
+    found = read_html_record(record, payload)
+    if not isinstance(found, HtmlRecord):
+        return found
+    page = read_html(found.html, wanted)
+    page.url, page.date = found.url, found.date
+    page.opted_out = page.opted_out or found.opted_out
     return page
 
 
@@ -107,138 +133,3 @@ def _codec(label: str) -> str | None:
         return None
     is_text = getattr(info, "_is_text_encoding", True)
     return info.name if is_text and info.name not in _NOT_FOR_PAGES else None
-
-
-def read_html(html: str, wanted: Collection[str]) -> Page:
-    """What a page's markup says; its address and date are left empty."""
-    page, reader = Page(""), _ImageReader(wanted)
-    properties: dict[str, str] = {}
-    head_links: list[str] = []
-    links: list[str] = []
-    title: str | None = None
-    title_start: int | None = None
-    for tag in read_tags(html, _TAGS | _LINK_TAGS if "creativecommons.org" in html else _TAGS):
-        attributes = tag.attributes
-        if tag.name in reader.TAGS:
-            reader.read(tag, html)
-        elif tag.name == "title":
-            if not tag.is_end:
-                title_start = tag.end
-            elif title is None and title_start is not None:
-                title = text_of(html[title_start : tag.start])
-        elif tag.name == "meta":
-            content = attributes.get("content", "")
-            key = attributes.get("property") or attributes.get("name", "")
-            if key.startswith("og:") and content:
-                properties.setdefault(key, content)
-            if attributes.get("name", "").lower() == "robots" and opts_out([content]):
-                page.opted_out = True
-        elif tag.name == "base":
-            page.base_href = page.base_href or attributes.get("href")
-        elif tag.name == "html":
-            page.language = page.language or attributes.get("lang") or attributes.get("xml:lang") or None
-        elif "href" in attributes:
-            (head_links if tag.name == "link" else links).append(attributes["href"])
-    page.images = reader.finish()
-    if (shared := shared_image(properties, title, wanted)) is not None:
-        page.images.append(shared)
-    page.license = creative_commons_license(head_links + links)  # in the order of a WAT
-    return page
-
-
-class _ImageReader:
-    """Collects a page's image links from its tags: the images, the pictures and the figures they stand in."""
-
-    TAGS = ("img", "picture", "source", "figure", "figcaption")
-
-    def __init__(self, wanted: Collection[str]) -> None:
-        self.wanted = wanted
-        self.images: list[ImageLink] = []
-        self.sources: list[str] | None = None  # srcsets of the open picture's sources
-        self.figure: int | None = None  # how many images there were before the open figure
-        self.caption_start = 0
-        self.caption = ""  # of the open figure
-
-    def read(self, tag: Tag, html: str) -> None:
-        if tag.name == "img":
-            if not tag.is_end:
-                self._read_image(tag.attributes)
-        elif tag.name == "picture":
-            self.sources = None if tag.is_end else []
-        elif tag.name == "source":
-            usable = tag.attributes.get("type", "").lower() not in _UNUSABLE_TYPES
-            if self.sources is not None and usable:
-                self.sources += [tag.attributes.get(name, "") for name in _SRCSETS]
-        elif tag.name == "figure":
-            self._end_figure()
-            self.figure = None if tag.is_end else len(self.images)
-        elif not tag.is_end:
-            self.caption_start = tag.end
-        elif self.caption_start and not self.caption:
-            self.caption = text_of(html[self.caption_start : tag.start])
-
-    def _read_image(self, attributes: dict[str, str]) -> None:
-        """One link for each address of an image: its src, the one loaded lazily, and its largest version."""
-        text, source = choose_text([(name, attributes.get(name)) for name in ("alt", "title")], self.wanted)
-        srcsets = [attributes.get(name, "") for name in _SRCSETS] + (self.sources or [])
-        addresses = [
-            attributes.get("src"),
-            next((attributes[name] for name in _LAZY if attributes.get(name)), None),
-            largest_candidate(",".join(filter(None, srcsets))),
-        ]
-        self.sources = None  # a picture has one image
-        found = [address for address in dict.fromkeys(addresses) if address is not None] or [""]
-        self.images += [ImageLink(address, text, source) for address in found]
-
-    def _end_figure(self) -> None:
-        """Gives the figure's caption to those of its images that have no text of their own."""
-        text, source = choose_text([("figcaption", self.caption)], self.wanted)
-        if text and self.figure is not None:
-            for index in range(self.figure, len(self.images)):
-                if not self.images[index].text:
-                    self.images[index] = self.images[index]._replace(text=text, text_source=source)
-        self.caption_start, self.caption = 0, ""
-
-    def finish(self) -> list[ImageLink]:
-        """All image links, once the page has been read."""
-        self._end_figure()
-        return self.images
-
-
-_SEPARATORS = re.compile(r"[\s,]*")
-_ADDRESS = re.compile(r"\S+")
-_DESCRIPTORS = re.compile(r"[^,(]*(?:\([^)]*\)?[^,(]*)*")  # up to the next comma that is not in parentheses
-_SIZE = re.compile(r"(\d{1,9}|\d{0,9}\.\d{1,9})([wx])")
-
-
-def largest_candidate(srcset: str) -> str | None:
-    """The address in a `srcset` with the most pixels; None when it holds none.
-
-    A width in pixels ("800w") outranks a density ("2x"); no descriptor means 1x. A comma belongs to the
-    address unless it ends it, as in the HTML standard.
-    """
-    best: tuple[bool, float] = (False, -1.0)
-    largest = None
-    for address, descriptors in _candidates(srcset):
-        sizes = [size for word in descriptors.split() if (size := _SIZE.fullmatch(word))]
-        rank = max(((size.group(2) == "w", float(size.group(1))) for size in sizes), default=(False, 1.0))
-        if rank > best:
-            best, largest = rank, address
-    return largest
-
-
-def _candidates(srcset: str) -> Iterator[tuple[str, str]]:
-    """The addresses in a `srcset`, each with its descriptors, as the HTML standard parses them."""
-    position = 0
-    while True:
-        separators = _SEPARATORS.match(srcset, position)
-        address = _ADDRESS.match(srcset, separators.end() if separators else position)
-        if address is None:
-            return
-        position = address.end()
-        if address.group().endswith(","):
-            yield address.group().rstrip(","), ""
-        else:
-            descriptors = _DESCRIPTORS.match(srcset, position)
-            yield address.group(), descriptors.group() if descriptors else ""
-            position = descriptors.end() if descriptors else position

@@ -129,6 +129,20 @@ def repacked(path, tmp_path):
     return target
 
 
+@pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"{FIXTURES} is missing; put the real crawl files there to run this"
+)
+def test_the_published_wat_beside_its_warc(tmp_path):
+    """The WAT file that Common Crawl's own extractor wrote: of this page only the request's record was published."""
+    from_wat, counts = extract(FIXTURES / "whirlwind.warc.wat.gz", tmp_path)
+    assert (from_wat, counts.rows_in, counts.extra) == ([], 0, {})  # nothing was lost, there is nothing
+    from_warc, counts = extract(FIXTURES / "whirlwind.warc.gz", tmp_path)
+    assert counts.extra == {"pages": 1}
+    assert {row["page_url"] for row in from_warc} == {"https://an.wikipedia.org/wiki/Escopete"}
+    [small] = [row for row in from_warc if row["url"].endswith("/250px-Castilla-La_Mancha-loc.svg.png")]
+    assert (small["width_hint"], small["height_hint"]) == (250, 252)
+
+
 def test_wat_and_warc_agree_on_awkward_pages(tmp_path):
     pages = [
         "<html lang=de><base href='../x/'><img src='a b.jpg?x=1&amp;y=2' alt='Ein &quot;Bild&quot; &amp; mehr'>",
@@ -137,6 +151,8 @@ def test_wat_and_warc_agree_on_awkward_pages(tmp_path):
         "<script>'<img src=c.jpg alt=\"in a script\">'</script><img src=d.jpg alt='caf&eacute; cr\u00e8me'>",
         "<title>The page</title><meta property=og:image content='/o.jpg'><img src=data:,x alt='an inline image'>",
         "<meta name=robots content=noai><img src=e.jpg alt='not for machines'>",
+        "<img src=f.jpg aria-label='a label' title='and a title' width=30 height=20>",
+        "<meta name=robots content='noindex, noimageindex'><img src=g.jpg alt='not for search engines'>",
     ]
     warc = tmp_path / "x.warc.gz"
     warc.write_bytes(
@@ -145,5 +161,6 @@ def test_wat_and_warc_agree_on_awkward_pages(tmp_path):
     from_wat, from_warc = wat_and_warc_rows(warc, tmp_path)
     assert comparable(from_wat) == comparable(from_warc)
     assert [row["text"] for row in from_wat] == [
-        'Ein "Bild" & mehr', "only a title", "no quotes needed", "café crème", "The page",
+        'Ein "Bild" & mehr', "only a title", "no quotes needed", "café crème", "The page", "and a title",
+        "not for search engines",
     ]  # fmt: skip

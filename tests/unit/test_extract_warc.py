@@ -8,10 +8,12 @@ import pytest
 from crawl_files import PAGE, extract, extract_config, html_record, member, record
 
 from data_pipeline.extract import read_pages
+from data_pipeline.html_page import read_html
 from data_pipeline.page import TEXT_SOURCES
 from data_pipeline.sources import CrawlForm
+from data_pipeline.srcset import largest_candidate
 from data_pipeline.stage import Counts
-from data_pipeline.warc import decode_html, largest_candidate, read_html
+from data_pipeline.warc import decode_html
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "warc"
 
@@ -80,6 +82,65 @@ def test_captions_of_figures_serve_images_without_text():
     assert links("<figure><figcaption>Before</figcaption><img src=a title=' ' alt=''></figure>") == [
         ("a", "Before", "figcaption")
     ]
+
+
+def test_aria_label_comes_after_what_a_wat_holds_and_before_the_caption():
+    figure = "<figure><img src=a.jpg{}><figcaption>The caption</figcaption></figure>"
+    for attributes, expected in (
+        (" aria-label=label alt=alt title=title", ("alt", "alt")),
+        (" aria-label=label alt='' title=title", ("title", "title")),
+        (" aria-label=label alt=''", ("label", "aria-label")),
+        (" aria-label=' '", ("The caption", "figcaption")),
+    ):
+        assert links(figure.format(attributes)) == [("a.jpg", *expected)]
+    assert links("<img src=a.jpg aria-label=label>", wanted=["alt"]) == [("a.jpg", "", "alt")]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("100", 100), (" 100px", 100), ("99.9", 99), ("0", 0), ("1e3", 1), ("007", 7), ("999999999", 999999999),
+        ("100%", None), ("33.3%", None), ("", None), ("auto", None), ("-5", None), ("+5", None), ("٣", None),
+        ("1000000000", None), ("1" * 100_000, None), ("1." + "5" * 100_000 + "%", None), (".5", None),
+    ],
+)  # fmt: skip
+def test_a_size_is_a_whole_number_of_pixels_or_unknown(value, expected):
+    [image] = read_html(f'<img src=a.jpg width="{value}" height=7>', TEXT_SOURCES).images
+    assert (image.width_hint, image.height_hint) == (expected, 7)
+
+
+@pytest.mark.parametrize(
+    ("html", "expected"),
+    [
+        ("<img src=a>", {"a": (None, None)}),
+        ("<img src=a data-src=b width=30 height=20>", {"a": (30, 20), "b": (30, 20)}),
+        ("<img src=a width=30 height=20 srcset='b 300w, c 600w'>", {"a": (30, 20), "c": (600, 400)}),
+        ("<img src=a width=30 height=20 srcset='a 600w'>", {"a": (600, 400)}),
+        ("<img src=a width=30 srcset='b 600w'>", {"a": (30, None), "b": (600, None)}),
+        ("<img src=a srcset='b 600w 100h'>", {"a": (None, None), "b": (600, 100)}),
+        ("<img src=a width=30 height=20 srcset='b 2x'>", {"a": (30, 20), "b": (30, 20)}),
+        ("<img src=a width=0 height=20 srcset='b 600w'>", {"a": (0, 20), "b": (600, None)}),
+        ("<img src=a width=1 height=999999999 srcset='b 999999999w'>", {"a": (1, 999999999), "b": (999999999, None)}),
+        ("<img src=a srcset='b -5w, c 1.5w, d xw'>", {"a": (None, None), "c": (None, None)}),
+        (
+            "<picture><source srcset='b 900w' width=3 height=1><source srcset='c 600w'>"
+            "<img src=a width=3 height=2></picture>",
+            {"a": (3, 2), "b": (900, 300)},
+        ),
+        ("<picture><source srcset='c 600w'><img src=a width=3 height=2></picture>", {"a": (3, 2), "c": (600, 400)}),
+    ],
+)  # fmt: skip
+def test_sizes_of_an_images_addresses(html, expected):
+    found = read_html(html, TEXT_SOURCES).images
+    assert {image.url: (image.width_hint, image.height_hint) for image in found} == expected
+
+
+def test_sizes_are_stored_with_the_candidates(tmp_path):
+    html = (
+        "<img src=a.jpg width=640 height=480 alt='A nice picture'><img src=b.jpg width=50% alt='Another one'>"
+    )
+    rows, _ = run(tmp_path, html_record(html))
+    assert [(row["width_hint"], row["height_hint"]) for row in rows] == [(640, 480), (None, None)]
 
 
 def test_the_shared_image_of_a_page():
@@ -182,7 +243,8 @@ def test_what_is_no_page_is_passed_over(tmp_path):
     ],
 )
 def test_largest_candidate(srcset, expected):
-    assert largest_candidate(srcset) == expected
+    found = largest_candidate(srcset)
+    assert (found.url if found else None) == expected
 
 
 @pytest.mark.parametrize(
