@@ -63,6 +63,45 @@ CANDIDATE_SCHEMA = pa.schema(
 """A (url, text) pair with where it came from."""
 
 
+DOCUMENT_IMAGE = pa.struct(
+    [
+        pa.field("url", pa.string(), nullable=False),  # absolute, http or https
+        pa.field("text", pa.string()),  # as a candidate's, of any length; null when there is none
+        pa.field("text_source", pa.string()),  # as a candidate's; null when there is no text
+        pa.field("uid", pa.string(), nullable=False),  # uid_of(url, text), with "" for no text
+        pa.field("width_hint", pa.int32()),  # as a candidate's
+        pa.field("height_hint", pa.int32()),
+    ]
+)
+"""An image of a document. Its uid is that of the candidate which extraction makes of it, if it makes one."""
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),  # of the address and the content: document_uid
+        pa.field("page_url", pa.string(), nullable=False),
+        pa.field("page_date", pa.string()),  # WARC-Date, ISO 8601
+        pa.field("page_language", pa.string()),  # html lang as written; null when absent
+        pa.field("license", pa.string()),  # Creative Commons URL linked on the page; null when none
+        pa.field("crawl_file", pa.string(), nullable=False),  # the WARC file
+        pa.field("offset", pa.int64(), nullable=False),  # byte offset of the record in crawl_file
+        pa.field("texts", pa.list_(pa.string()), nullable=False),  # null where there is an image
+        pa.field("images", pa.list_(DOCUMENT_IMAGE), nullable=False),  # null where there is a text
+    ]
+)
+"""A page as the ordered list of its texts and images: two lists of equal length, at each place exactly one of
+them holds something, as in OBELICS."""
+
+
+def document_uid(page_url: str, parts: Iterable[str]) -> str:
+    """The 128-bit id of a document, as 32 hex digits: the same page with the same content has the same id.
+
+    Args:
+        page_url: its address.
+        parts: its texts and its images' uids, in order.
+    """
+    return uid_of(page_url, "\0".join(parts))
+
+
 class DownloadStatus(str, Enum):
     """What came of one URL; the closed list of reasons a candidate is lost at download."""
 

@@ -23,7 +23,7 @@ class PipelineConfig:
     """Everything `python -m data_pipeline` can be told."""
 
     output_dir: str = MISSING  # folder of this run; a rerun with the same folder goes on where it ended
-    stage: str | None = None  # one stage of pipeline.STAGES; null runs all, in order
+    stage: str | None = None  # one of pipeline.STAGES; null runs all but documents, in order
     source: SourceConfig = MISSING
     extract: ExtractConfig = MISSING
     deduplicate: DeduplicateConfig = MISSING

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crawl2clip.errors import ConfigError, unknown_name
-from data_pipeline import deduplicate, download, extract, report, reshard, select, tag
+from data_pipeline import deduplicate, documents, download, extract, report, reshard, select, tag
 from data_pipeline.config import PipelineConfig
 from data_pipeline.executors import make_executor
 from data_pipeline.funnel import FunnelRow, funnel_row, funnel_table, update_funnel
@@ -28,11 +28,13 @@ class Entry:
         steps: the settings -> the stages of the frame that it consists of, in order; checks the settings.
         folders: the settings -> where those that later stages read write, below the output folder.
         needs: the settings -> the earlier stages whose output it reads.
+        only_when_named: it is no part of a run of all stages.
     """
 
     steps: Callable[[PipelineConfig], list[Stage]]
     folders: Callable[[PipelineConfig], list[str]]
     needs: Callable[[PipelineConfig], list[str]]
+    only_when_named: bool = False
 
 
 STAGES: dict[str, Entry] = {
@@ -51,6 +53,10 @@ STAGES: dict[str, Entry] = {
     "report": Entry(
         lambda c: [report.make_stage(c)], lambda c: ["report"], lambda c: ["download", "tag", "select"]
     ),
+    # Another kind of data set from the same crawl: no stage for pairs reads it, and it needs WARC files.
+    "documents": Entry(
+        lambda c: [documents.make_stage(c)], lambda c: ["documents"], lambda c: [], only_when_named=True
+    ),
 }
 """Stage name -> what it is, in the order in which they run."""
 
@@ -59,7 +65,7 @@ def run_pipeline(config: PipelineConfig) -> str:
     """Runs the stages that are asked for, as far as they are not done yet.
 
     Args:
-        config: the settings; `config.stage` names one stage, or is None for all.
+        config: the settings; `config.stage` names one stage, or is None for all but those that run only when named.
 
     Returns:
         The funnel of the output folder, as a table.
@@ -122,11 +128,11 @@ def validate(config: PipelineConfig) -> dict[str, list[Stage]]:
     """
     if config.stage is not None and config.stage not in STAGES:
         raise ConfigError(
-            unknown_name("stage", config.stage, STAGES, do="Leave stage out to run all of them.")
+            unknown_name("stage", config.stage, STAGES, do="Leave stage out to run all but documents.")
         )
     make_executor(config.executor)
     if config.stage is None:
-        return {name: entry.steps(config) for name, entry in STAGES.items()}
+        return {name: entry.steps(config) for name, entry in STAGES.items() if not entry.only_when_named}
     for name in STAGES[config.stage].needs(config):
         for folder in STAGES[name].folders(config):
             _require_finished(config, name, Path(config.output_dir) / folder)
