@@ -136,7 +136,10 @@ class PlainMarkup:
             self._silent = "" if tag.is_end else name
         elif tag.is_end:
             if not self._silent and (self._num_open.get(name) or self._too_deep):
-                self._end(name)
+                if self._open[-1:] and self._open[-1].name == name and not self._too_deep:
+                    self._close(len(self._open) - 1)  # nearly always
+                else:
+                    self._end(name)
         else:
             if written is not None and self._silent == "svg":
                 self._silent = ""  # as in the standard, a block ends a drawing that nobody closed
@@ -178,8 +181,11 @@ class PlainMarkup:
         name = tag.name
         if written in _BLOCKS_WRITTEN and self._num_open.get("p"):
             self._end_open(*_ENDS_P)
-        if name in _ENDS and any(self._num_open.get(each) for each in _ENDS[name][0]):
-            self._end_open(*_ENDS[name])
+        if name in _ENDS:
+            for each in _ENDS[name][0]:
+                if self._num_open.get(each):
+                    self._end_open(*_ENDS[name])
+                    break
         if len(self._open) >= _MAX_DEPTH:
             self._too_deep[name] = self._too_deep.get(name, 0) + 1
             return
@@ -200,8 +206,8 @@ class PlainMarkup:
         begin, end = tag.start + 1 + len(tag.name), tag.end - 1
         if begin == end:
             return ""
-        if end - begin <= _MAX_ATTRIBUTE and _PLAIN_ATTRIBUTES.fullmatch(self._page, begin, end):
-            return self._page[begin:end]
+        if end - begin <= _MAX_ATTRIBUTE and (plain := _PLAIN_ATTRIBUTES.fullmatch(self._page, begin, end)):
+            return plain.group()
         return _kept_attributes(tag.attributes or read_attributes(self._page, begin)[0])
 
     def _end_open(self, names: frozenset[str], barriers: frozenset[str]) -> None:
