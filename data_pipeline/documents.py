@@ -97,6 +97,8 @@ def make_stage(config: "PipelineConfig") -> DocumentsStage:
         ConfigError: the source names no files, or files that hold no pages.
     """
     source = config.source
+    if source.kind not in (SourceKind.local, SourceKind.commoncrawl):
+        raise ConfigError(_no_pages(f"source.kind is {source.kind.value}"))
     validate_source(source)
     if source.form is not None and source.form is not CrawlForm.warc:
         raise ConfigError(_no_pages(f"source.form is {source.form.value}"))

@@ -1,9 +1,9 @@
 """One page as the ordered list of its texts and images, without its boilerplate.
 
 What is boilerplate is Resiliparse's decision: the same project as FastWARC, Apache-2.0, wheels for every
-Python we run on, needs nothing but FastWARC, and is what DataComp for language models took for speed at equal
-quality (arXiv 2406.11794, section 4.2). Its rules drop navigation, headers and footers, side bars, link lists,
-comments' furniture, advertisements, galleries and hidden elements.
+Python we run on, needs nothing but FastWARC, and is what DataComp-LM reads Common Crawl with (arXiv 2406.11794);
+extractors differ in which pages they keep more than in what a model learns from them (arXiv 2602.19548). Its rules
+drop navigation, headers and footers, side bars, lists of links, advertisements, galleries and hidden elements.
 
 The surprising part: the page is not given to it as it was written, see `plain_markup`.
 """

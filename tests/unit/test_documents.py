@@ -212,6 +212,8 @@ def test_files_without_pages_are_refused_before_work(tmp_path):
         stage(tmp_path, files, form=CrawlForm.wat)
     with pytest.raises(ConfigError, match=message.format(r"source\.form is wat")):
         stage(tmp_path, [], kind=SourceKind.commoncrawl, form=CrawlForm.wat, crawl="CC-MAIN-2024-33")
+    with pytest.raises(ConfigError, match=message.format(r"source\.kind is metadata")):
+        stage(tmp_path, files, kind=SimpleNamespace(value="metadata"))  # lists of addresses and texts
     with pytest.raises(ConfigError, match="gives no crawl file"):
         stage(tmp_path, [f"{tmp_path}/nothing.warc"])
     assert not (tmp_path / "out").exists()
