@@ -1,23 +1,18 @@
 """Shards on a web server and in an object store, both on loopback: equal to local ones, through every kind of trouble.
 
-The S3 side is real s3fs against a stand-in that answers the four requests it makes (HEAD, ranged GET, list, 404),
-without signatures being checked.
+The S3 side is real s3fs against a stand-in, tests/object_server.py.
 """
 
 import io
 import logging
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+from object_server import ObjectServer, s3_environment
 from PIL import Image
 
 from crawl2clip.distributed import World, single_process
@@ -29,106 +24,6 @@ from train.data.shard_cache import ShardCache
 from train.data.training_data import DataConfig, build_data, find_samples
 
 NUM_SHARDS, PER_SHARD = 3, 8
-
-
-class ShardServer:
-    """Serves a folder with ranges.
-
-    Attributes:
-        requests: how often each path was asked for a body.
-        trouble: path ending -> what goes wrong at its first so many requests: ("busy", 2).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.requests: Counter[str] = Counter()
-        self.served = 0  # bytes
-        self.trouble: dict[str, tuple[str, int]] = {}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self._answer(body=False)
-
-            def do_GET(self) -> None:
-                if "list-type" in self.path:
-                    return self._list()
-                self._answer(body=True)
-
-            def _answer(self, body: bool) -> None:
-                path = unquote(urlsplit(self.path).path)
-                file = folder / path.lstrip("/")
-                if body:
-                    outer.requests[path] += 1
-                if not file.is_file():
-                    return self._send(404, b"", {})
-                kind, times = next((t for end, t in outer.trouble.items() if path.endswith(end)), ("", 0))
-                kind = kind if body and outer.requests[path] <= times else ""
-                if kind == "busy":
-                    return self._send(503, b"", {})
-                if kind == "slow":
-                    time.sleep(3)
-                data = file.read_bytes()
-                headers = {
-                    "ETag": '"x"',
-                    "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT",
-                    "Accept-Ranges": "bytes",
-                }
-                asked, size = self.headers.get("Range"), len(data)
-                if asked and kind != "no_ranges":
-                    first, last = asked.removeprefix("bytes=").split("-")
-                    data = data[int(first) : int(last) + 1]
-                    headers["Content-Range"] = f"bytes {first}-{int(first) + len(data) - 1}/{size}"
-                self._send(
-                    206 if asked and kind != "no_ranges" else 200, data, headers, body, cut=kind == "cut"
-                )
-
-            def _list(self) -> None:
-                bucket = unquote(urlsplit(self.path).path).strip("/")
-                prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
-                names = sorted(
-                    str(p.relative_to(folder / bucket)) for p in (folder / bucket).rglob("*") if p.is_file()
-                )
-                items = "".join(
-                    f"<Contents><Key>{name}</Key><Size>{(folder / bucket / name).stat().st_size}</Size>"
-                    "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
-                    for name in names
-                    if name.startswith(prefix)
-                )
-                form = "http://s3.amazonaws.com/doc/2006-03-01/"
-                xml = f'<ListBucketResult xmlns="{form}"><IsTruncated>false</IsTruncated>{items}</ListBucketResult>'
-                self._send(200, xml.encode(), {"Content-Type": "application/xml"})
-
-            def _send(self, status, data, headers, body=True, cut=False) -> None:
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if cut:
-                    self.close_connection = True
-                    data = data[: len(data) // 2]
-                if body:
-                    outer.served += len(data)
-                    try:
-                        self.wfile.write(data)
-                    except OSError:
-                        pass  # the client gave up waiting
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "ShardServer":
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def write_shards(folder: Path) -> None:
@@ -145,20 +40,11 @@ def write_shards(folder: Path) -> None:
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch) -> Iterator[ShardServer]:
+def server(tmp_path, monkeypatch) -> Iterator[ObjectServer]:
     write_shards(tmp_path / "bucket" / "set")
     monkeypatch.setattr("train.data.remote._FIRST_WAIT_S", 0.01)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "no_proxy": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with ShardServer(tmp_path) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+    with ObjectServer(tmp_path) as running:
+        s3_environment(monkeypatch, running, tmp_path)
         yield running
 
 
