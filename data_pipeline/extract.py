@@ -23,10 +23,12 @@ from data_pipeline.sources import (
     CrawlFile,
     CrawlForm,
     SourceConfig,
+    SourceKind,
     first_bytes_of,
     form_of,
     list_files,
     local_copy,
+    named_columns,
     validate_source,
 )
 from data_pipeline.stage import Counts, Shard, Stage
@@ -102,6 +104,8 @@ class ExtractStage(Stage):
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Reads one crawl file."""
         file = CrawlFile(shard.name, *shard.inputs)
+        if self.source.kind is SourceKind.metadata:
+            return self._run_list(file, temporary)
         with (
             local_copy(file, self.source, temporary.parent) as path,
             CandidateWriter(temporary / f"{shard.name}.parquet", file.label, self.config) as writer,
@@ -110,6 +114,15 @@ class ExtractStage(Stage):
             for page, offset in read_pages(path, form, self.config, writer.counts):
                 writer.add(page, offset)
         return writer.counts
+
+    def _run_list(self, file: CrawlFile, temporary: Path) -> Counts:
+        from data_pipeline.metadata_candidates import write_list  # which takes reasons from here
+
+        target = temporary / f"{file.name}.parquet"
+        with local_copy(file, self.source, temporary.parent) as path:
+            return write_list(
+                path, file.location, file.label, named_columns(self.source), self.config, target
+            )
 
 
 def make_stage(config: "PipelineConfig") -> ExtractStage:
@@ -122,6 +135,8 @@ def make_stage(config: "PipelineConfig") -> ExtractStage:
     output_dir = Path(config.output_dir)
     settings = asdict(config.extract)
     settings["form"] = config.source.form.value if config.source.form is not None else None
+    if config.source.kind is SourceKind.metadata:
+        settings["columns"] = list(named_columns(config.source))
     return ExtractStage(
         "extract", output_dir / "candidates", settings, config.source, config.extract, output_dir / "source"
     )

@@ -1,13 +1,10 @@
-"""Where crawl files come from: local WAT and WARC files, or a Common Crawl served over HTTPS.
+"""Where the pipeline begins: crawl files, WAT and WARC, or lists of pairs that somebody has made already.
 
-A source lists its files, each with the name of the shard it becomes and with its form; a worker then asks for
-one of them as a local file. A file from the network is written to a temporary folder and its length is
-checked; a transfer that breaks starts again from nothing, so no file is ever read half.
+A source lists its files, each with the name of the shard it becomes; a worker then asks for one of them as a
+local file. A file from the network is written to a temporary folder, whole or not at all (`transfer`), and
+is deleted when it has been read.
 """
 
-import glob
-import gzip
-import random
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,21 +13,39 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from omegaconf import MISSING
 
-from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.files import atomic_path
-from data_pipeline.transfer import fetch
+from crawl2clip.errors import ConfigError
+from data_pipeline.metadata_columns import NamedColumns
+from data_pipeline.metadata_lists import LIST_ENDINGS, check_list, list_form_of
+from data_pipeline.source_crawl import check_crawl, crawl_files
+from data_pipeline.source_files import (
+    CrawlFile,
+    check_patterns,
+    expanded,
+    find_files,
+    is_remote,
+    local_path,
+    named,
+)
+from data_pipeline.transfer import Patience, fetch
 
-_MAX_LISTING_BYTES = 1 << 28  # of a crawl's list of files, uncompressed; real ones have 20 MB
+__all__ = [
+    "CrawlFile", "CrawlForm", "SourceConfig", "SourceKind", "first_bytes_of", "form_of", "list_files", "local_copy",
+    "named_columns", "validate_source",
+]  # fmt: skip
+
+_COMPRESSIONS = (".gz", "", ".zst", ".lz4")
 
 
 class SourceKind(Enum):
-    """Where the crawl files are."""
+    """Where the pairs come from."""
 
-    local = "local"  # on this machine: source.files
-    commoncrawl = "commoncrawl"  # on a server with Common Crawl's layout: source.crawl
+    local = "local"  # crawl files of one's own: source.files
+    commoncrawl = "commoncrawl"  # anything with Common Crawl's layout: source.crawl
+    metadata = "metadata"  # lists of addresses and texts: source.files
 
 
 class CrawlForm(Enum):
@@ -42,61 +57,78 @@ class CrawlForm(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
-    """The crawl files to extract from."""
+    """The files to extract from."""
 
     kind: SourceKind = MISSING
     form: CrawlForm | None = MISSING  # null: decided for each file, by its name or else by its first records
-    files: list[str] = MISSING  # local: paths and glob patterns; WAT and WARC files may be mixed
+    # local and metadata: paths, patterns, folders, and addresses with https://, http:// or s3://. WAT and WARC
+    # files may be mixed, and so may parquet, csv, tsv and jsonl lists.
+    files: list[str] = MISSING
     crawl: str | None = MISSING  # commoncrawl: the crawl's name, such as CC-MAIN-2024-33
     num_files: int | None = MISSING  # commoncrawl: how many of the crawl's files to take; null for all
     seed: int = MISSING  # commoncrawl: of the choice of files, made without replacement
-    base_url: str = MISSING  # commoncrawl: http(s) address under which crawl-data/ lies
-    retries: int = MISSING  # commoncrawl: more tries of a transfer that broke, 0 or more
-    backoff_s: float = MISSING  # commoncrawl: wait before the first retry; doubles each time
+    # commoncrawl: what crawl-data/ lies in: https://, http://, s3://bucket, or a folder of this machine
+    base_url: str = MISSING
+    # metadata: the columns; null: the one whose name is recognised. A number from 0 where a list has no header.
+    url_column: str | None = None
+    text_column: str | None = None
+    retries: int = MISSING  # more tries of a transfer that broke, in a row without progress; 0 or more
+    backoff_s: float = MISSING  # about the wait before the first retry; doubles each time, up to a minute
+    timeout_s: float = MISSING  # the longest silence of a server, above 0
+    deadline_s: float = MISSING  # for one file with all its retries, above 0; below executor.shard_timeout_s
 
     def __post_init__(self) -> None:
         if isinstance(self.num_files, int) and self.num_files < 1:
             raise ConfigError(
                 f"source.num_files is {self.num_files}; give 1 or more, or null for the whole crawl"
             )
-        if self.base_url != MISSING and not self.base_url.startswith(("https://", "http://")):
-            raise ConfigError(
-                f"source.base_url is {self.base_url!r}; give an address with https:// or http://"
-            )
+        if self.base_url != MISSING and not is_remote(self.base_url):
+            local_path(self.base_url, "source.base_url")
         if isinstance(self.retries, int) and self.retries < 0:
             raise ConfigError(f"source.retries is {self.retries}; give 0 or more")
         if isinstance(self.backoff_s, float) and self.backoff_s < 0:
             raise ConfigError(f"source.backoff_s is {self.backoff_s}; give 0 seconds or more")
+        for name in ("timeout_s", "deadline_s"):
+            value: Any = getattr(self, name)
+            if value != MISSING and not value > 0:
+                raise ConfigError(f"source.{name} is {value}; give seconds above 0")
 
 
-@dataclass(frozen=True)
-class CrawlFile:
-    """One file of a crawl.
+def patience_of(config: SourceConfig) -> Patience:
+    """How long servers are borne with."""
+    return Patience(config.retries, config.backoff_s, config.timeout_s, config.deadline_s)
 
-    Attributes:
-        name: of the shard it becomes.
-        location: local path or URL.
-        label: what the `crawl_file` column says: the path as it was given, or the path within the crawl.
-    """
 
-    name: str
-    location: str
-    label: str
+def named_columns(config: SourceConfig) -> NamedColumns:
+    """The columns of a list that the settings name."""
+    return NamedColumns(config.url_column, config.text_column)
 
 
 def validate_source(config: SourceConfig) -> None:
     """Checks, before any work and without the network, that the source names files that there are.
 
     Raises:
-        ConfigError: it does not; the message says which setting is at fault.
+        ConfigError: it does not, or a setting would have no effect; the message says which one.
     """
-    if config.kind is SourceKind.local:
-        _local_files(config.files)
-        return
-    if not config.crawl:
+    if config.kind is not SourceKind.metadata and (config.url_column or config.text_column):
         raise ConfigError(
-            "source.crawl is not set; give the crawl's name, for example source.crawl=CC-MAIN-2024-33"
+            "source.url_column and source.text_column are for lists of pairs; add source=metadata, or unset them"
         )
+    if config.kind is SourceKind.commoncrawl:
+        _validate_crawl(config)
+    elif config.kind is SourceKind.local:
+        check_patterns(config.files, _endings(config))
+    else:
+        if config.form is not None:
+            raise ConfigError(
+                f"source.form is {config.form.value}, and lists of pairs are known by their names; unset it"
+            )
+        check_patterns(config.files, _endings(config))
+        _check_lists(config)
+
+
+def _validate_crawl(config: SourceConfig) -> None:
+    check_crawl(config.crawl, config.base_url)
     if config.form is None:
         raise ConfigError(
             "source.form is null; a Common Crawl source needs wat or warc, for example source.form=wat"
@@ -105,6 +137,17 @@ def validate_source(config: SourceConfig) -> None:
         raise ConfigError(
             "source.files is set, and source.kind=commoncrawl takes its files from source.crawl; unset one"
         )
+
+
+def _check_lists(config: SourceConfig) -> None:
+    """The names of all lists, and the columns of the first one that is on this machine."""
+    local = [pattern for pattern in config.files if not is_remote(pattern)]
+    files = find_files(local, LIST_ENDINGS, patience_of(config)) if local else []
+    remote = [pattern for pattern in config.files if is_remote(pattern) and not pattern.endswith(("*", "/"))]
+    for file in (*files, *(address for pattern in remote for address in expanded(pattern))):
+        list_form_of(file)
+    if files:
+        check_list(Path(files[0]), files[0], named_columns(config))
 
 
 def list_files(config: SourceConfig, cache: Path) -> list[CrawlFile]:
@@ -118,57 +161,25 @@ def list_files(config: SourceConfig, cache: Path) -> list[CrawlFile]:
         ConfigError: no such files.
         DataError: the crawl's list of files cannot be had.
     """
-    if config.kind is SourceKind.local:
-        return _named([(path, path) for path in _local_files(config.files)])
-    paths = _crawl_paths(config, cache)
-    if config.num_files is not None:
-        if config.num_files > len(paths):
-            raise ConfigError(
-                f"source.num_files is {config.num_files} and {config.crawl} has {len(paths)} files; "
-                "give at most as many, or null for all"
+    patience = patience_of(config)
+    if config.kind is SourceKind.commoncrawl:
+        assert config.crawl is not None  # validate_source
+        assert config.form is not None  # validate_source
+        return named(
+            crawl_files(
+                config.crawl, config.form.value, config.base_url, num_files=config.num_files, seed=config.seed,
+                cache=cache, patience=patience,
             )
-        chosen = random.Random(config.seed).sample(range(len(paths)), config.num_files)
-        paths = [paths[index] for index in sorted(chosen)]
-    return _named([(f"{config.base_url.rstrip('/')}/{path}", path) for path in paths])
+        )  # fmt: skip
+    return named([(file, file) for file in find_files(config.files, _endings(config), patience)])
 
 
-def _local_files(patterns: list[str]) -> list[str]:
-    if not patterns:
-        raise ConfigError(
-            "source.files is empty; give paths or patterns of WAT or WARC files, for example "
-            "'source.files=[data/crawl/*.warc.gz]'"
-        )
-    found: list[str] = []
-    for pattern in patterns:
-        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-        files = [path for path in matches if Path(path).is_file()]
-        if not files:
-            is_folder = "it is a folder: add a pattern, such as /*.warc.gz" if matches else "no file is there"
-            raise ConfigError(
-                f"source.files: {pattern!r} gives no crawl file, {is_folder}. "
-                f"Paths are relative to {Path.cwd()}; ** matches any number of folders."
-            )
-        found += files
-    return list(dict.fromkeys(found))
-
-
-def _named(files: list[tuple[str, str]]) -> list[CrawlFile]:
-    """Names each file's shard after the file; where two would share a name, by their number too."""
-    names: dict[str, int] = {}
-    named = []
-    for location, label in files:
-        name = re.sub(
-            r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.(gz|zst|lz4)\Z", "", label.rsplit("/", 1)[-1])
-        ).strip("_")
-        name = name[-150:] or "file"
-        repeats = names[name] = names.get(name, -1) + 1
-        named.append(CrawlFile(f"{name}-{repeats}" if repeats else name, location, label))
-    if len({file.name for file in named}) < len(named):  # "a", "a" and "a-1"
-        named = [
-            CrawlFile(f"{index:06d}-{file.name}", file.location, file.label)
-            for index, file in enumerate(named)
-        ]
-    return named
+def _endings(config: SourceConfig) -> tuple[str, ...]:
+    """What files in folders end in; others can be named one by one, or by a pattern."""
+    if config.kind is SourceKind.metadata:
+        return LIST_ENDINGS
+    forms = [config.form.value] if config.form is not None else [form.value for form in CrawlForm]
+    return tuple(f".{form}{compression}" for form in forms for compression in _COMPRESSIONS)
 
 
 def form_of(location: str, first_bytes: bytes) -> CrawlForm:
@@ -196,9 +207,6 @@ def first_bytes_of(path: Path, size: int = 1 << 16) -> bytes:
     return found or raw
 
 
-# Over the network
-
-
 @contextmanager
 def local_copy(file: CrawlFile, config: SourceConfig, scratch: Path) -> Iterator[Path]:
     """The file as a local path, for the length of the block.
@@ -211,35 +219,10 @@ def local_copy(file: CrawlFile, config: SourceConfig, scratch: Path) -> Iterator
     Raises:
         DataError: it cannot be had, after all retries.
     """
-    if config.kind is SourceKind.local:
+    if not is_remote(file.location):
         yield Path(file.location)
         return
     with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "copy"
-        fetch(file.location, path, retries=config.retries, backoff_s=config.backoff_s)
+        fetch(file.location, path, patience_of(config))
         yield path
-
-
-def _crawl_paths(config: SourceConfig, cache: Path) -> list[str]:
-    assert config.form is not None  # validate_source
-    listing = cache / f"{config.crawl}.{config.form.value}.paths.gz"
-    if not listing.exists():
-        url = f"{config.base_url.rstrip('/')}/crawl-data/{config.crawl}/{config.form.value}.paths.gz"
-        with atomic_path(listing) as temporary:
-            fetch(url, temporary, retries=config.retries, backoff_s=config.backoff_s)
-            _read_listing(temporary, url)
-    return _read_listing(listing, str(listing))
-
-
-def _read_listing(path: Path, origin: str) -> list[str]:
-    try:
-        with gzip.open(path) as file:
-            content = file.read(_MAX_LISTING_BYTES)
-        paths = content.decode("ascii").split()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{origin} is not a gzipped list of crawl files ({error}); check source.base_url"
-        ) from error
-    if not paths or not all(re.fullmatch(r"[A-Za-z0-9._/-]+", path) for path in paths):
-        raise DataError(f"{origin} is not a list of crawl files; check source.base_url and source.crawl")
-    return paths

@@ -15,6 +15,7 @@ from data_pipeline.pipeline import STAGES, validate
 GROUPS = ("source", "recipe", "executor")
 REQUIRED = {
     "commoncrawl": ["source.crawl=CC-MAIN-2024-33", "source.files=[]"],
+    "metadata": ["source.files=['https://example.org/{00..31}.parquet']"],
     "emoji": ["tagger.model=ViT-B-32", "tagger.pretrained=openai"],
     "emoji_pretrained": ["tagger.model=ViT-B-32", "tagger.pretrained=openai"],
     "trusted": ["recipe.parameters.page_prefix=http://localhost/trusted/"],
