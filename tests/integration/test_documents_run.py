@@ -38,7 +38,7 @@ def test_warc_files_become_documents(tmp_path):
     words = ["stage=documents", "source=warc", f"source.files=['{tmp_path}/*.warc.gz']"]
     done = command(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[:3] for line in done.stdout.splitlines()[2:]] == [
+    assert [line.split()[:3] for line in done.stdout.splitlines()[2:5]] == [
         ["documents", "14", "10"], ["no_image", "-2"], ["page_opted_out", "-2"],
     ]  # fmt: skip
     [row] = read_json(tmp_path / "out" / "funnel.json")["stages"]
