@@ -11,13 +11,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, unknown_name
-from crawl2clip.schema import CANDIDATE_SCHEMA, uid_of
-from data_pipeline.page import TEXT_SOURCES, Page, language_tag
+from crawl2clip.schema import CANDIDATE_SCHEMA
+from data_pipeline.candidate_columns import CandidateColumns, OfPage
+from data_pipeline.page import TEXT_SOURCES, ImageLink, Page, language_tag
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
@@ -33,7 +33,7 @@ from data_pipeline.sources import (
 )
 from data_pipeline.stage import Counts, Shard, Stage
 from data_pipeline.text import clean_text
-from data_pipeline.urls import UrlFault, join_url, page_base
+from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import read_warc_page
 from data_pipeline.wat import may_have_images, read_wat_page
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
 _ROWS_A_BATCH = 50_000  # candidates held in memory before they are written
+# Columns whose values repeat; a dictionary of the others would be made and thrown away.
+_REPEATED_COLUMNS = ["text_source", "page_url", "page_language", "license", "crawl_file", "page_date"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -182,10 +184,11 @@ class CandidateWriter:
 
     def __init__(self, path: Path, crawl_file: str, config: ExtractConfig) -> None:
         self.counts = Counts()
-        self.crawl_file = crawl_file
         self.config = config
-        self._writer = pq.ParquetWriter(path, CANDIDATE_SCHEMA, compression="zstd")
-        self._rows: list[tuple[Any, ...]] = []
+        self._writer = pq.ParquetWriter(
+            path, CANDIDATE_SCHEMA, compression="zstd", use_dictionary=_REPEATED_COLUMNS
+        )
+        self._columns = CandidateColumns(crawl_file)
 
     def __enter__(self) -> "CandidateWriter":
         return self
@@ -197,7 +200,7 @@ class CandidateWriter:
 
     def add(self, page: Page, offset: int) -> None:
         """Adds a page's candidates, and counts what becomes of each of its image links."""
-        counts, config, dropped = self.counts, self.config, self.counts.dropped
+        counts, dropped = self.counts, self.counts.dropped
         base = page_base(page.url, page.base_href)
         if base is None:
             counts.extra[RecordFault.record_no_address.value] += 1
@@ -210,37 +213,45 @@ class CandidateWriter:
             if page.images:
                 dropped[TextFault.page_opted_out.value] += len(page.images)
             return
-        of_page = (
-            clean_text(page.url),
-            language_tag(page.language),
-            page.license,
-            self.crawl_file,
-            offset,
-            clean_text(page.date) if page.date else None,
+        self._add_images(page.images, base)
+        self._columns.end_page(
+            OfPage(
+                clean_text(page.url),
+                language_tag(page.language),
+                page.license,
+                offset,
+                clean_text(page.date) if page.date else None,
+            )
         )
-        for image in page.images:
-            text = clean_text(image.text) if image.text else ""
-            if len(text) < config.min_text_length or not text:
-                dropped[(TextFault.text_too_short if text else TextFault.no_text).value] += 1
+        if len(self._columns) >= _ROWS_A_BATCH:
+            self._flush()
+
+    def _add_images(self, images: list[ImageLink], base: PageBase) -> None:
+        counts, dropped, add = self.counts, self.counts.dropped, self._columns.add
+        least, most, longest_url = (
+            self.config.min_text_length, self.config.max_text_length, self.config.max_url_length,
+        )  # fmt: skip
+        no_text = 0
+        for address, text, text_source, width_hint, height_hint in images:
+            if not text or not (text := clean_text(text)):
+                no_text += 1
                 continue
-            if len(text) > config.max_text_length:
-                text = text[: config.max_text_length].rstrip()
+            if len(text) < least:
+                dropped[TextFault.text_too_short.value] += 1
+                continue
+            if len(text) > most:
+                text = text[:most].rstrip()
                 counts.extra["texts_cut"] += 1
-            url = join_url(base, image.url, max_length=config.max_url_length)
+            url = join_url(base, address, max_length=longest_url)
             if isinstance(url, UrlFault):
                 dropped[url.value] += 1
                 continue
-            size = (image.width_hint, image.height_hint)
-            self._rows.append((uid_of(url, text), url, text, image.text_source, *of_page, *size))
-        if len(self._rows) >= _ROWS_A_BATCH:
-            self._flush()
+            add(url, text, text_source, width_hint, height_hint)
+        if no_text:
+            dropped[TextFault.no_text.value] += no_text
 
     def _flush(self) -> None:
-        if self._rows:
-            rows = zip(*self._rows, strict=True)
-            columns = [
-                pa.array(column, field.type) for column, field in zip(rows, CANDIDATE_SCHEMA, strict=True)
-            ]
-            self._writer.write_table(pa.table(columns, schema=CANDIDATE_SCHEMA))
-            self.counts.rows_out += len(self._rows)
-            self._rows.clear()
+        if len(self._columns):
+            self._writer.write_table(self._columns.to_table())
+            self.counts.rows_out += len(self._columns)
+            self._columns.clear()

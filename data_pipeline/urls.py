@@ -59,7 +59,7 @@ def page_base(page_url: str, base_href: str | None) -> PageBase | None:
         The base, or None when the page's own address is not a valid http(s) URL. A `<base href>` that
         cannot be used is ignored, as browsers do.
     """
-    href = _join(None, page_url)
+    href = page_url if _is_plain(page_url) else _join(None, page_url)
     if href is None or not _is_web(href):
         return None
     if base_href:
@@ -81,6 +81,8 @@ def join_url(base: PageBase, url: str, *, max_length: int) -> str | UrlFault:
     Returns:
         The address, or why there is none.
     """
+    if 0 < len(url) <= max_length and (plain := _join_plain(base, url)) and len(plain) <= max_length:
+        return plain
     url = url.strip(_SPACE)
     if not url:
         return UrlFault.no_url
@@ -106,8 +108,13 @@ def _join_plain(base: PageBase, url: str) -> str | None:
     if url[0] == "/":
         return base.origin + url if _FROM_ROOT.fullmatch(url) else None
     if url.startswith("http"):
-        return url if _ABSOLUTE.fullmatch(url) and "xn--" not in url else None
+        return url if _is_plain(url) else None
     return base.folder + url if _FROM_FOLDER.fullmatch(url) else None
+
+
+def _is_plain(url: str) -> bool:
+    """Whether an absolute address is already spelt as the standard does."""
+    return _ABSOLUTE.fullmatch(url) is not None and "xn--" not in url
 
 
 def _is_web(url: str) -> bool:

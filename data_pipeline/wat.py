@@ -112,11 +112,13 @@ def read_wat_page(payload: bytes, wanted: Collection[str]) -> Page | RecordFault
 
 
 def _images(html: _Html, wanted: Collection[str]) -> list[ImageLink]:
-    images = [
-        ImageLink(link.url or "", *choose_text((("alt", link.alt), ("title", link.title)), wanted))
-        for link in html.Links
-        if link.path == _IMAGE_PATH
-    ]
+    images: list[ImageLink] = []
+    for link in html.Links:
+        if link.path == _IMAGE_PATH:
+            text, source = link.alt, "alt"
+            if not text or text.isspace() or "alt" not in wanted:
+                text, source = choose_text((("title", link.title),), wanted)
+            images.append(ImageLink(link.url or "", text, source))
     properties: dict[str, str] = {}
     for meta in html.Head.Metas:
         key = meta.property or meta.name
