@@ -205,14 +205,17 @@ class CandidateWriter:
         if base is None:
             counts.extra[RecordFault.record_no_address.value] += 1
             return
-        counts.rows_in += len(page.images) + page.bad_links
+        num_images = len(page.images) + page.textless_links
+        counts.rows_in += num_images + page.bad_links
         if page.bad_links:
             dropped[TextFault.bad_link.value] += page.bad_links
         if page.opted_out:
             counts.extra["pages_opted_out"] += 1
-            if page.images:
-                dropped[TextFault.page_opted_out.value] += len(page.images)
+            if num_images:
+                dropped[TextFault.page_opted_out.value] += num_images
             return
+        if page.textless_links:
+            dropped[TextFault.no_text.value] += page.textless_links
         self._add_images(page.images, base)
         self._columns.end_page(
             OfPage(

@@ -53,6 +53,7 @@ class Page:
         license: the first Creative Commons licence it links to; None when there is none.
         opted_out: it asks, in a header or a meta tag, that its images are not used for AI.
         images: its image links, in the page's order.
+        textless_links: further image links, which have no text of a wanted kind and so only count.
         bad_links: image links whose address or text is not text.
     """
 
@@ -63,6 +64,7 @@ class Page:
     license: str | None = None
     opted_out: bool = False
     images: list[ImageLink] = field(default_factory=list)
+    textless_links: int = 0
     bad_links: int = 0
 
 

@@ -43,9 +43,11 @@ _SPACE = "".join(map(chr, range(0x21)))  # what the standard strips from both en
 # punycode, no quote (it is escaped in queries). A test holds that both ways agree.
 _PLAIN_TAIL = r"(?:[A-Za-z0-9_~!$&()*+,;=:@-][A-Za-z0-9_~!$&()*+,;=:@.-]*)?"
 _PLAIN_QUERY = r"(?:\?[A-Za-z0-9_~!$&()*+,;=:@/.?-]*)?"
-_FROM_ROOT = re.compile(rf"/(?!/){_PLAIN_TAIL}(?:/{_PLAIN_TAIL})*{_PLAIN_QUERY}")
-_FROM_FOLDER = re.compile(rf"[A-Za-z0-9_~-][A-Za-z0-9_~.-]*(?:/{_PLAIN_TAIL})*{_PLAIN_QUERY}")
-_ABSOLUTE = re.compile(rf"https?://(?:[a-z0-9_-]+\.)+[a-z]{{2,}}(?:/{_PLAIN_TAIL})+{_PLAIN_QUERY}")
+_match_from_root = re.compile(rf"/(?!/){_PLAIN_TAIL}(?:/{_PLAIN_TAIL})*{_PLAIN_QUERY}").fullmatch
+_match_from_folder = re.compile(rf"[A-Za-z0-9_~-][A-Za-z0-9_~.-]*(?:/{_PLAIN_TAIL})*{_PLAIN_QUERY}").fullmatch
+_match_absolute = re.compile(
+    rf"https?://(?:[a-z0-9_-]+\.)+[a-z]{{2,}}(?:/{_PLAIN_TAIL})+{_PLAIN_QUERY}"
+).fullmatch
 
 
 def page_base(page_url: str, base_href: str | None) -> PageBase | None:
@@ -81,8 +83,10 @@ def join_url(base: PageBase, url: str, *, max_length: int) -> str | UrlFault:
     Returns:
         The address, or why there is none.
     """
-    if 0 < len(url) <= max_length and (plain := _join_plain(base, url)) and len(plain) <= max_length:
-        return plain
+    if 0 < len(url) <= max_length:
+        plain = _join_plain(base, url)
+        if plain is not None and len(plain) <= max_length:
+            return plain
     url = url.strip(_SPACE)
     if not url:
         return UrlFault.no_url
@@ -106,15 +110,15 @@ def join_url(base: PageBase, url: str, *, max_length: int) -> str | UrlFault:
 def _join_plain(base: PageBase, url: str) -> str | None:
     """The joined address where that takes no parser; None otherwise."""
     if url[0] == "/":
-        return base.origin + url if _FROM_ROOT.fullmatch(url) else None
+        return base.origin + url if _match_from_root(url) is not None else None
     if url.startswith("http"):
-        return url if _is_plain(url) else None
-    return base.folder + url if _FROM_FOLDER.fullmatch(url) else None
+        return url if _match_absolute(url) is not None and "xn--" not in url else None
+    return base.folder + url if _match_from_folder(url) is not None else None
 
 
 def _is_plain(url: str) -> bool:
     """Whether an absolute address is already spelt as the standard does."""
-    return _ABSOLUTE.fullmatch(url) is not None and "xn--" not in url
+    return _match_absolute(url) is not None and "xn--" not in url
 
 
 def _is_web(url: str) -> bool:

@@ -10,7 +10,7 @@ does not fit those types is read again without them, and costs only what is wron
 
 import json
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -98,58 +98,71 @@ def read_wat_page(payload: bytes, wanted: Collection[str]) -> Page | RecordFault
     header, response = record.Envelope.header, record.Envelope.payload.response
     if response is None or response.html is None:
         return Page(header.url, header.date, bad_links=bad_links)
-    head = response.html.Head
+    html = response.html
+    images, textless_links = _images(html.Links, wanted)
+    metas = _read_metas(html.Head.Metas)
+    if metas.shared and (shared := shared_image(metas.shared, html.Head.Title, wanted)) is not None:
+        images.append(shared)
     return Page(
         url=header.url,
         date=header.date,
-        base_href=head.Base,
-        language=_language(head.Metas),
-        license=_license(response.html) if _CREATIVE_COMMONS in payload else None,
-        opted_out=_opted_out(response, head.Metas),
-        images=_images(response.html, wanted),
+        base_href=html.Head.Base,
+        language=metas.language.get("HTML@/lang") or metas.language.get("HTML@/xml:lang") or None,
+        license=_license(html) if _CREATIVE_COMMONS in payload else None,
+        opted_out=opts_out(metas.robots) or _header_opts_out(response.Headers),
+        images=images,
+        textless_links=textless_links,
         bad_links=bad_links,
     )
 
 
-def _images(html: _Html, wanted: Collection[str]) -> list[ImageLink]:
+def _images(links: Iterable[_Link], wanted: Collection[str]) -> tuple[list[ImageLink], int]:
+    """The image links with a text, and how many there are without one."""
     images: list[ImageLink] = []
-    for link in html.Links:
+    textless = 0
+    takes_alt = "alt" in wanted
+    for link in links:
         if link.path == _IMAGE_PATH:
             text, source = link.alt, "alt"
-            if not text or text.isspace() or "alt" not in wanted:
-                text, source = choose_text((("title", link.title),), wanted)
-            images.append(ImageLink(link.url or "", text, source))
-    properties: dict[str, str] = {}
-    for meta in html.Head.Metas:
-        key = meta.property or meta.name
-        if key and meta.content and key.startswith("og:"):
-            properties.setdefault(key, meta.content)
-    if properties and (shared := shared_image(properties, html.Head.Title, wanted)) is not None:
-        images.append(shared)
-    return images
+            if not takes_alt or not text or text.isspace():
+                text, source = choose_text((("title", link.title),), wanted) if link.title else ("", "alt")
+            if text:
+                images.append(ImageLink(link.url or "", text, source))
+            else:
+                textless += 1
+    return images, textless
 
 
-def _language(metas: Iterable[_Meta]) -> str | None:
-    found = {
-        meta.name: meta.content
-        for meta in reversed(list(metas))
-        if meta.name and meta.name.startswith("HTML@/")
-    }
-    return found.get("HTML@/lang") or found.get("HTML@/xml:lang") or None
+class _Metas(NamedTuple):
+    language: dict[str, str | None]  # of the html element's lang and xml:lang, the first of each
+    robots: list[str]
+    shared: dict[str, str]  # Open Graph properties, each with its first value
 
 
-def _opted_out(response: _Response, metas: Iterable[_Meta]) -> bool:
-    if opts_out(
-        meta.content for meta in metas if meta.content and meta.name and meta.name.lower() == "robots"
-    ):
-        return True
-    raw = bytes(response.Headers)
+def _read_metas(metas: Iterable[_Meta]) -> _Metas:
+    found = _Metas({}, [], {})
+    for meta in metas:
+        name = meta.name
+        if name and name.startswith("HTML@/"):
+            found.language.setdefault(name, meta.content)
+        if not meta.content:
+            continue
+        if name and len(name) == len("robots") and name.lower() == "robots":
+            found.robots.append(meta.content)
+        key = meta.property or name
+        if key and key.startswith("og:"):
+            found.shared.setdefault(key, meta.content)
+    return found
+
+
+def _header_opts_out(headers: msgspec.Raw) -> bool:
+    raw = bytes(headers)
     if b"robots" not in raw.lower():
         return False
-    headers = msgspec.json.decode(raw)
-    if not isinstance(headers, dict):
+    decoded = msgspec.json.decode(raw)
+    if not isinstance(decoded, dict):
         return False
-    values = [value for name, value in headers.items() if name.lower() == "x-robots-tag"]
+    values = [value for name, value in decoded.items() if name.lower() == "x-robots-tag"]
     lines = [line for value in values for line in (value if isinstance(value, list) else [value])]
     return opts_out(line for line in lines if isinstance(line, str))
 
