@@ -159,7 +159,7 @@ def _header_opts_out(headers: msgspec.Raw) -> bool:
     raw = bytes(headers)
     if b"robots" not in raw.lower():
         return False
-    decoded = msgspec.json.decode(raw)
+    decoded = _decode_any(raw)
     if not isinstance(decoded, dict):
         return False
     values = [value for name, value in decoded.items() if name.lower() == "x-robots-tag"]
@@ -169,7 +169,7 @@ def _header_opts_out(headers: msgspec.Raw) -> bool:
 
 def _license(html: _Html) -> str | None:
     raw = bytes(html.Head.Link)
-    links = _as_structs(msgspec.json.decode(raw), _Link)[0] if raw else []
+    links = _as_structs(_decode_any(raw), _Link)[0] if raw else []
     return creative_commons_license(link.url for link in [*links, *html.Links] if link.path != _IMAGE_PATH)
 
 
@@ -178,9 +178,8 @@ def _license(html: _Html) -> str | None:
 
 def _repair(payload: bytes) -> tuple[_Record, int] | RecordFault:
     """A record that is not quite a WAT record, without its bad links and metas, and how many links those were."""
-    try:
-        value = json.loads(payload.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+    value = _decode_forgiving(payload)
+    if value is None:
         return RecordFault.record_bad_json
     envelope = _child(value, "Envelope")
     header, response = (
@@ -215,6 +214,22 @@ def _repair(payload: bytes) -> tuple[_Record, int] | RecordFault:
     return record, bad_links
 
 
+def _decode_any(raw: bytes) -> Any:
+    """A part of a record that the typed reading passed over, so that its strings may still be broken; None if so."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _decode_forgiving(raw)
+
+
+def _decode_forgiving(raw: bytes) -> Any:
+    """JSON with lone surrogates, bytes that are not UTF-8, NaN; None for what is no JSON even so."""
+    try:
+        return json.loads(raw.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _child(value: Any, key: str) -> dict[str, Any]:
     child = value.get(key) if isinstance(value, dict) else None
     return child if isinstance(child, dict) else {}
@@ -232,8 +247,12 @@ def _as_structs(values: Any, kind: type[Any]) -> tuple[list[Any], int]:
     """The entries of a JSON list that fit a struct, and how many image links do not."""
     fitting, bad_links = [], 0
     for value in values if isinstance(values, list) else []:
-        try:
-            fitting.append(msgspec.convert(value, kind))
-        except msgspec.ValidationError:
-            bad_links += isinstance(value, dict) and value.get("path") == _IMAGE_PATH
+        if not isinstance(value, dict):
+            continue
+        # Not by msgspec.convert: it raises UnicodeEncodeError for lone surrogates, which are harmless here.
+        known = {name: value[name] for name in kind.__struct_fields__ if name in value}
+        if all(isinstance(text, str) or (text is None and name != "path") for name, text in known.items()):
+            fitting.append(kind(**known))
+        else:
+            bad_links += value.get("path") == _IMAGE_PATH
     return fitting, bad_links

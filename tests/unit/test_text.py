@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import text as text_module
 from data_pipeline.text import clean_text
 
 
@@ -52,3 +53,46 @@ def test_plain_text_changes_in_white_space_only(text):
 )
 def test_long_hostile_texts(text):
     clean_text(text)
+
+
+_settled = st.sampled_from(
+    [
+        c
+        for c in map(chr, range(0x20, 0xD800))
+        if text_module._SETTLED.fullmatch(c) and (ord(c) < 0x700 or ord(c) % 97 == 0)
+    ]
+)
+_near = st.one_of(
+    _settled, _settled, st.characters(max_codepoint=0x17F), st.sampled_from("  \u2019\u201c\u2026\u20ac")
+)
+
+
+@given(st.lists(_near, max_size=14).map("".join), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_text_that_ftfy_would_leave_alone_is_known_without_it(text, capitals):
+    text = text.title() if capitals else text
+    assert clean_text(text) == text_module._clean_thoroughly(text.strip(" "))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u00ce\u0161", "\u00ce\u017e", "\u00d0\u0161", "\u00d0\u017e", "Ã\u00a9t\u00c3\u00a9", "a\u0301"],
+)
+def test_pairs_that_are_mojibake_go_to_ftfy(text):
+    assert clean_text(text) == text_module._clean_thoroughly(text) != text
+
+
+@given(st.one_of(st.text(max_size=40), st.lists(_near, max_size=20).map("".join)))
+@settings(max_examples=200, deadline=None)
+def test_cleaning_again_changes_nothing(text):
+    """But for entities, which may be escaped any number of times."""
+    cleaned = clean_text(text)
+    if "&" not in cleaned:
+        assert clean_text(cleaned) == cleaned
+
+
+@pytest.mark.parametrize(
+    "text", ["\u00c9" * 100_000, ("\u00c9a " * 50_000) + "\u00c9\u00c9", "a\u00e9" * 100_000 + "\u2019"]
+)
+def test_long_texts_of_accents_take_time_by_their_length_only(text):
+    assert clean_text(text)

@@ -124,3 +124,48 @@ def test_any_text_gives_a_web_address_or_a_reason(url):
 )
 def test_hostile_addresses_take_time_by_their_length_only(url):
     join(url)
+
+
+_segment = st.text("abzAZ019_~!$&()*+,;=:@.-%'", max_size=5)
+_plain_looking = st.tuples(
+    st.sampled_from(
+        [
+            "",
+            "/",
+            "//",
+            "http://a.b.org/",
+            "https://x-y.co/",
+            "http://1.2.3.4/",
+            "https://xn--a.org/",
+            "HTTP://h.org/",
+        ]
+    ),
+    st.lists(_segment, max_size=4).map("/".join),
+    st.sampled_from(["", "?", "?a=/../b", "#f", "?x#y?"]),
+).map("".join)
+
+
+@given(_plain_looking, st.one_of(st.none(), _plain_looking), _plain_looking)
+@settings(max_examples=500, deadline=None)
+def test_page_addresses_and_bases_are_joined_by_the_standard(page, base_href, url):
+    """Whichever of the three is spelt so that no parser is needed."""
+
+    def standard(base, address):
+        try:
+            joined = ada_url.join_url(base, address) if base is not None else ada_url.normalize_url(address)
+        except ValueError:
+            return None
+        return joined if joined.startswith(("http://", "https://")) else None
+
+    expected_base = standard(None, page)
+    if expected_base is not None and base_href:
+        expected_base = standard(expected_base, base_href) or expected_base
+    base = page_base(page, base_href)
+    assert (base and base.href) == expected_base
+    if base is not None and url:
+        joined, expected = join_url(base, url, max_length=2000), standard(base.href, url)
+        if not isinstance(joined, UrlFault):
+            assert joined == (expected or "").partition("#")[0]
+        elif expected is not None:
+            assert joined is UrlFault.url_with_credentials
+            assert "@" in expected
