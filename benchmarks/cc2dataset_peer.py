@@ -46,7 +46,7 @@ def run_spark(wat: str, folder: str) -> int:
     """process_one_part for one file."""
     from pyspark import SparkContext
 
-    spark = cc2dataset.build_spark_session("local[2]", 2, 4)
+    spark = cc2dataset.build_spark_session("local", 2, 4)
     rows = SparkContext.getOrCreate().parallelize([wat], 1).mapPartitions(extract_part)
     frame = rows.toDF(["uid", "url", "alt", "cc_filename", "page_url"])
     cc2dataset.deduplicate_repartition_count(frame, folder, 1, spark)

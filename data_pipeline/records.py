@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crawl2clip.errors import DataError
+from data_pipeline.http_body import undo_content_encoding
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord, WarcRecordType
@@ -149,15 +150,17 @@ class _Reader:
     def _http_payload(self, record: "WarcRecord") -> bytes | RecordFault | None:
         record.freeze()
         try:
-            record.parse_http(auto_decode="all")
-            payload = record.reader.read(self.max_bytes + 1)
+            record.parse_http(auto_decode="transfer")
+            headers = record.http_headers
+            encodings = headers.get("Content-Encoding", "") if headers is not None else ""
+            payload = undo_content_encoding(record.reader.read(), encodings or "", self.max_bytes)
         except (
             OSError,
             ValueError,
         ):  # in a whole record: HTTP headers or encodings that are not what they say
             self.on_fault(RecordFault.record_damaged)
             return None
-        if len(payload) > self.max_bytes:
+        if payload is None:
             self.on_fault(RecordFault.record_too_large)
             return None
         return payload
