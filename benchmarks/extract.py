@@ -117,7 +117,8 @@ def run(command: list) -> dict:
     """
     words = [str(word) for word in command]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, env=environment, text=True)
+    quiet = subprocess.DEVNULL if "spark" in words else None  # Spark draws progress bars there
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=quiet, env=environment, text=True)
     assert process.stdout is not None
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -23,52 +23,51 @@ class OfPage(NamedTuple):
     page_date: str | None
 
 
-class CandidateColumns:
-    """A batch of candidates of one crawl file.
+class Candidates(NamedTuple):
+    """The candidates of one page: aligned lists, and the sizes that the page gives for some of them."""
 
-    Call `add` for each candidate of a page, then `end_page`.
-    """
+    urls: list[str]
+    texts: list[str]
+    text_sources: list[str]
+    hints: list[
+        tuple[int, int | None, int | None]
+    ]  # place in the lists, width, height; few candidates have them
+
+
+class CandidateColumns:
+    """A batch of candidates of one crawl file."""
 
     def __init__(self, crawl_file: str) -> None:
         self.crawl_file = crawl_file
         self.clear()
 
     def __len__(self) -> int:
-        return len(self._urls)
+        return len(self._all.urls)
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._urls: list[str] = []
-        self._texts: list[str] = []
-        self._text_sources: list[str] = []
-        self._hints: list[tuple[int, int | None, int | None]] = []  # row, width, height: few rows have them
+        self._all = Candidates([], [], [], [])
         self._pages: list[OfPage] = []
-        self._ends: list[int] = []  # candidates up to the end of each page
+        self._nums_of_page: list[int] = []
 
-    def add(
-        self, url: str, text: str, text_source: str, width_hint: int | None, height_hint: int | None
-    ) -> None:
-        """Adds a candidate of the page that is being read."""
-        if width_hint is not None or height_hint is not None:
-            self._hints.append((len(self._urls), width_hint, height_hint))
-        self._urls.append(url)
-        self._texts.append(text)
-        self._text_sources.append(text_source)
-
-    def end_page(self, page: OfPage) -> None:
-        """Says which page the candidates added since the last call are from."""
-        if len(self._urls) > (self._ends[-1] if self._ends else 0):
-            self._pages.append(page)
-            self._ends.append(len(self._urls))
+    def add(self, page: OfPage, candidates: Candidates) -> None:
+        """Adds the candidates of a page."""
+        start, every = len(self), self._all
+        every.urls.extend(candidates.urls)
+        every.texts.extend(candidates.texts)
+        every.text_sources.extend(candidates.text_sources)
+        every.hints.extend((start + place, width, height) for place, width, height in candidates.hints)
+        self._pages.append(page)
+        self._nums_of_page.append(len(candidates.urls))
 
     def to_table(self) -> pa.Table:
         """All candidates, in the order in which they were added. Schema: `CANDIDATE_SCHEMA`."""
-        page_of_row = pa.array(np.repeat(np.arange(len(self._pages)), np.diff(self._ends, prepend=0)))
+        page_of_row = pa.array(np.repeat(np.arange(len(self._pages)), self._nums_of_page))
         columns: dict[str, pa.Array] = {
-            "uid": pa.array(map(uid_of, self._urls, self._texts), pa.string(), size=len(self)),
-            "url": pa.array(self._urls, pa.string()),
-            "text": pa.array(self._texts, pa.string()),
-            "text_source": pa.array(self._text_sources, pa.string()),
+            "uid": pa.array(map(uid_of, self._all.urls, self._all.texts), pa.string(), size=len(self)),
+            "url": pa.array(self._all.urls, pa.string()),
+            "text": pa.array(self._all.texts, pa.string()),
+            "text_source": pa.array(self._all.text_sources, pa.string()),
             "crawl_file": pa.repeat(pa.scalar(self.crawl_file, pa.string()), len(self)),
         }
         for name, values in zip(OfPage._fields, zip(*self._pages, strict=True), strict=True):
@@ -76,7 +75,7 @@ class CandidateColumns:
         for place, name in ((1, "width_hint"), (2, "height_hint")):
             values = np.zeros(len(self), np.int32)
             absent = np.ones(len(self), bool)
-            for hint in self._hints:
+            for hint in self._all.hints:
                 if hint[place] is not None:
                     values[hint[0]], absent[hint[0]] = hint[place], False
             columns[name] = pa.array(values, mask=absent)

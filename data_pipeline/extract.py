@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, unknown_name
 from crawl2clip.schema import CANDIDATE_SCHEMA
-from data_pipeline.candidate_columns import CandidateColumns, OfPage
+from data_pipeline.candidate_columns import CandidateColumns, Candidates, OfPage
 from data_pipeline.page import TEXT_SOURCES, ImageLink, Page, language_tag
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
@@ -216,42 +216,44 @@ class CandidateWriter:
             return
         if page.textless_links:
             dropped[TextFault.no_text.value] += page.textless_links
-        self._add_images(page.images, base)
-        self._columns.end_page(
-            OfPage(
-                clean_text(page.url),
-                language_tag(page.language),
-                page.license,
-                offset,
-                clean_text(page.date) if page.date else None,
+        candidates = self._candidates(page.images, base)
+        if candidates.urls:
+            self._columns.add(
+                OfPage(
+                    clean_text(page.url),
+                    language_tag(page.language),
+                    page.license,
+                    offset,
+                    clean_text(page.date) if page.date else None,
+                ),
+                candidates,
             )
-        )
         if len(self._columns) >= _ROWS_A_BATCH:
             self._flush()
 
-    def _add_images(self, images: list[ImageLink], base: PageBase) -> None:
-        counts, dropped, add = self.counts, self.counts.dropped, self._columns.add
-        least, most, longest_url = (
-            self.config.min_text_length, self.config.max_text_length, self.config.max_url_length,
-        )  # fmt: skip
-        no_text = 0
+    def _candidates(self, images: list[ImageLink], base: PageBase) -> Candidates:
+        """What a page's image links give; the others are counted as dropped."""
+        config, dropped = self.config, self.counts.dropped
+        found = urls, texts, text_sources, hints = Candidates([], [], [], [])
+        least, most, longest_url = config.min_text_length, config.max_text_length, config.max_url_length
         for address, text, text_source, width_hint, height_hint in images:
-            if not text or not (text := clean_text(text)):
-                no_text += 1
-                continue
-            if len(text) < least:
-                dropped[TextFault.text_too_short.value] += 1
+            text = clean_text(text)
+            if len(text) < least or not text:
+                dropped[(TextFault.text_too_short if text else TextFault.no_text).value] += 1
                 continue
             if len(text) > most:
                 text = text[:most].rstrip()
-                counts.extra["texts_cut"] += 1
+                self.counts.extra["texts_cut"] += 1
             url = join_url(base, address, max_length=longest_url)
             if isinstance(url, UrlFault):
                 dropped[url.value] += 1
                 continue
-            add(url, text, text_source, width_hint, height_hint)
-        if no_text:
-            dropped[TextFault.no_text.value] += no_text
+            if width_hint is not None or height_hint is not None:
+                hints.append((len(urls), width_hint, height_hint))
+            urls.append(url)
+            texts.append(text)
+            text_sources.append(text_source)
+        return found
 
     def _flush(self) -> None:
         if len(self._columns):

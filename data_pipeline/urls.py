@@ -38,16 +38,13 @@ class PageBase(NamedTuple):
 
 _SPACE = "".join(map(chr, range(0x21)))  # what the standard strips from both ends: C0 controls and space
 
-# Most addresses need no parser: of these forms, the standard gives what joining strings gives. No percent
-# signs (an encoded dot counts as one), no segment that begins with a dot, no host that could be a number or
-# punycode, no quote (it is escaped in queries). A test holds that both ways agree.
-_PLAIN_TAIL = r"(?:[A-Za-z0-9_~!$&()*+,;=:@-][A-Za-z0-9_~!$&()*+,;=:@.-]*)?"
-_PLAIN_QUERY = r"(?:\?[A-Za-z0-9_~!$&()*+,;=:@/.?-]*)?"
-_match_from_root = re.compile(rf"/(?!/){_PLAIN_TAIL}(?:/{_PLAIN_TAIL})*{_PLAIN_QUERY}").fullmatch
-_match_from_folder = re.compile(rf"[A-Za-z0-9_~-][A-Za-z0-9_~.-]*(?:/{_PLAIN_TAIL})*{_PLAIN_QUERY}").fullmatch
-_match_absolute = re.compile(
-    rf"https?://(?:[a-z0-9_-]+\.)+[a-z]{{2,}}(?:/{_PLAIN_TAIL})+{_PLAIN_QUERY}"
-).fullmatch
+# Most addresses need no parser: of these forms, the standard gives what joining strings gives. No percent signs (an
+# encoded dot counts as one), no segment that begins with a dot (`_join_plain` looks for "/."), no host that could be a
+# number or punycode, no quote (it is escaped in queries). A test holds that both ways agree.
+_PLAIN = r"[A-Za-z0-9_~!$&()*+,;=:@/.?-]*"
+_match_from_root = re.compile(rf"/(?!/){_PLAIN}").fullmatch
+_match_from_folder = re.compile(rf"[A-Za-z0-9_~-][A-Za-z0-9_~.-]*(?:[/?]{_PLAIN})?").fullmatch
+_match_absolute = re.compile(rf"https?://(?:[a-z0-9_-]+\.)+[a-z]{{2,}}/{_PLAIN}").fullmatch
 
 
 def page_base(page_url: str, base_href: str | None) -> PageBase | None:
@@ -109,6 +106,8 @@ def join_url(base: PageBase, url: str, *, max_length: int) -> str | UrlFault:
 
 def _join_plain(base: PageBase, url: str) -> str | None:
     """The joined address where that takes no parser; None otherwise."""
+    if "/." in url:
+        return None
     if url[0] == "/":
         return base.origin + url if _match_from_root(url) is not None else None
     if url.startswith("http"):
@@ -118,7 +117,7 @@ def _join_plain(base: PageBase, url: str) -> str | None:
 
 def _is_plain(url: str) -> bool:
     """Whether an absolute address is already spelt as the standard does."""
-    return _match_absolute(url) is not None and "xn--" not in url
+    return _match_absolute(url) is not None and "/." not in url and "xn--" not in url
 
 
 def _is_web(url: str) -> bool:
