@@ -29,7 +29,7 @@ if find_spec("pyspark") is None:
         for word in names:
             setattr(sys.modules[name], word, None)
 
-from cc2dataset import main as cc2dataset
+from cc2dataset import main as cc2dataset  # pyright: ignore[reportMissingImports]
 
 
 def write_rows(wat: str, target: str) -> int:
@@ -44,7 +44,7 @@ def write_rows(wat: str, target: str) -> int:
 
 def run_spark(wat: str, folder: str) -> int:
     """process_one_part for one file."""
-    from pyspark import SparkContext
+    from pyspark import SparkContext  # pyright: ignore[reportMissingImports]
 
     spark = cc2dataset.build_spark_session("local", 2, 4)
     rows = SparkContext.getOrCreate().parallelize([wat], 1).mapPartitions(extract_part)

@@ -62,11 +62,11 @@ def texts_of(wat: Path) -> list[str]:
 def decompression(wat: Path) -> tuple[str, Callable[[], object]]:
     """The fastest way to decompress a file that is installed here: its name, and a call that does it."""
     if find_spec("isal") is not None:
-        from isal import igzip
+        from isal import igzip  # pyright: ignore[reportMissingImports]
 
         return "isal", lambda: read_through(igzip.open(wat, "rb"))
     if find_spec("zlib_ng") is not None:
-        from zlib_ng import gzip_ng
+        from zlib_ng import gzip_ng  # pyright: ignore[reportMissingImports]
 
         return "zlib-ng", lambda: read_through(gzip_ng.open(wat, "rb"))
     return "fastwarc", lambda: read_records(wat)

@@ -73,12 +73,10 @@ class CandidateColumns:
         for name, values in zip(OfPage._fields, zip(*self._pages, strict=True), strict=True):
             columns[name] = pa.array(values, CANDIDATE_SCHEMA.field(name).type).take(page_of_row)
         for place, name in ((1, "width_hint"), (2, "height_hint")):
-            values = np.zeros(len(self), np.int32)
-            absent = np.ones(len(self), bool)
+            sizes: list[int | None] = [None] * len(self)
             for hint in self._all.hints:
-                if hint[place] is not None:
-                    values[hint[0]], absent[hint[0]] = hint[place], False
-            columns[name] = pa.array(values, mask=absent)
+                sizes[hint[0]] = hint[place]
+            columns[name] = pa.array(sizes, CANDIDATE_SCHEMA.field(name).type)
         return pa.Table.from_arrays(
             [columns[name] for name in CANDIDATE_SCHEMA.names], schema=CANDIDATE_SCHEMA
         )

@@ -186,7 +186,10 @@ class CandidateWriter:
         self.counts = Counts()
         self.config = config
         self._writer = pq.ParquetWriter(
-            path, CANDIDATE_SCHEMA, compression="zstd", use_dictionary=_REPEATED_COLUMNS
+            path,
+            CANDIDATE_SCHEMA,
+            compression="zstd",
+            use_dictionary=_REPEATED_COLUMNS,  # pyright: ignore[reportArgumentType] (a list of names may stand here)
         )
         self._columns = CandidateColumns(crawl_file)
 

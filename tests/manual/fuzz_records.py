@@ -33,7 +33,7 @@ _METAS = [
 ]
 _LINKS = [
     image("a.jpg", "Ein Bild &amp; mehr"),
-    image("//cdn.example/b c.png", None, title="caf\u00e9"),
+    {"path": "IMG@/src", "url": "//cdn.example/b c.png", "alt": None, "title": "caf\u00e9"},
     {"path": "A@/href", "url": "http://creativecommons.org/licenses/by/4.0/", "text": "x"},
     image("data:,x", "\ud83d\ude00 smile \ud83d"),
 ]
@@ -139,7 +139,7 @@ def run_atheris(words: list[str]) -> None:
         for start, form in zip((b"\x00", b"\xff"), BLOCKS, strict=True):
             for number, block in enumerate(BLOCKS[form]):
                 (corpus / f"{form}-{number}").write_bytes(start + block)
-        atheris.instrument_all()
+        atheris.instrument_all()  # pyright: ignore[reportAttributeAccessIssue]
         atheris.Setup([sys.argv[0], *words, str(corpus)], one)
         atheris.Fuzz()
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,7 +40,7 @@ _values = st.recursive(
 )
 
 
-def _pairs(keys, values=_strings, least=0):
+def _pairs(keys: list[str], values: Any = _strings, least: int = 0) -> Any:
     """A JSON object as a list of pairs: any order, keys twice or not there."""
     pair = st.tuples(st.sampled_from(keys), values)
     return st.lists(pair, min_size=least, max_size=5).map(_Object)
