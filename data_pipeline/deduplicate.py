@@ -1,48 +1,87 @@
-"""The deduplicate stage: one candidate for each (url, text) pair, over all crawl files, in download shards.
+"""The deduplicate stage: one candidate for each (url, text) pair, or each url, over all crawl files, in download shards.
 
-No machine ever holds all candidates. Three steps of independent shards, each of bounded size:
+No machine ever holds all candidates. Steps of independent shards, each of bounded size:
 
-1. runs: some candidate files at a time are sorted by uid and deduplicated among themselves;
-2. ranges: each part of the uid space is read from every run, which is quick since runs are sorted, and
-   deduplicated; equal pairs have equal uids, so they always meet in one range;
-3. shards: each range is cut into download shards of nearly equal size.
+1. blocklist, if there is one: the lists' hashes are sorted;
+2. runs: some candidate files at a time, or a part of a large one, lose their blocked rows, are deduplicated among
+   themselves and written in the order of their keys, with one batch for each range of the key space;
+3. earlier, if there are earlier crawls: the keys of their output are sorted;
+4. ranges: each range is read from every run, which is quick since it lies in one batch of each, deduplicated, and
+   compared with the earlier keys in the range; equal keys always meet in one range. It is written as download shards;
+5. shards: these get their names in the stage's folder (a second link, not a copy).
 
-A uid is a hash, so the order of the rows mixes hosts, crawls and pages: downloads meet many hosts at once
-and no host in a burst. Of equal pairs the one from the earliest page stays, so the result does not depend on
-how files were grouped.
+A key is a hash, so ranges are of one size whatever the data, and the order of the rows mixes hosts, crawls and pages:
+downloads meet many hosts at once and no host in a burst. What repeats without end costs nothing either: a key leaves a
+run once. Blocked rows go first, so that another row of the same url can take the place of a blocked one, and the
+counts do not depend on how files were grouped; nor does the output, since the winner is the least row by
+`deduplicate_rows.WINNER_ORDER`, the earliest page's.
 """
 
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import polars as pl
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.schema import CANDIDATE_SCHEMA
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats
+from crawl2clip.files import sha256_of
+from data_pipeline.blocklist import Blocked, BlockKind, check_blocklists, read_blocklist
+from data_pipeline.deduplicate_keys import (
+    DeduplicateBy,
+    KeyListWriter,
+    find,
+    open_keys,
+    range_of,
+)
+from data_pipeline.deduplicate_rows import (
+    column_keys,
+    file_keys,
+    first_of_each,
+    joined,
+    read_candidates,
+    read_range,
+    with_keys,
+    write_run,
+    write_shards,
+)
+from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, finished_shards, progress_of, read_stats
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
-_WINNER_ORDER = ["uid", "page_date", "crawl_file", "offset", "text_source", "page_url"]
-_MIN_GROUP_ROWS = 1_000  # of a parquet row group, the least that is read of a run at once
-_MAX_GROUP_ROWS = 250_000
 _MAX_PIECES = 1_000  # download shards of one range: three digits of their names
-_UID_SPACE = 1 << 64  # a range is told by the first 16 hex digits of a uid
+_KEYS_PER_RUN = 4  # earlier keys sorted at once, in rows_per_run: a key takes much less memory than a row
+_BLOCKLIST = "blocklist"  # the one shard of its step
+
+
+class DropReason(str, Enum):
+    """Why a candidate is not in the output."""
+
+    duplicate = "duplicate"  # another row has its pair, or its url
+    in_earlier_crawl = "in_earlier_crawl"  # the output of an earlier run has it; counted once, its duplicates apart
+    blocked_uid = "blocked_uid"
+    blocked_url = "blocked_url"
+    blocked_domain = "blocked_domain"
 
 
 @dataclass(kw_only=True, slots=True)
 class DeduplicateConfig:
-    """How much is sorted at once, and how large download shards are."""
+    """What is kept once, what is left out, how much is sorted at once, and how large download shards are."""
 
-    rows_per_run: int = (
-        MISSING  # candidates in memory at once, at about 350 bytes each; one file is never split
-    )
+    rows_per_run: int = MISSING  # candidates in memory at once, at about 500 bytes each
     rows_per_shard: int = MISSING  # candidates of a download shard, at most
+    by: DeduplicateBy = DeduplicateBy.pair  # pair: each (url, text) once; url: each address once, with one text
+    # output_dir of earlier runs, all of them: what their deduplicated output has is left out
+    earlier: list[str] = field(default_factory=list)
+    blocklist: list[str] = field(default_factory=list)  # hash lists: see `python -m data_pipeline.blocklist --help`
 
     def __post_init__(self) -> None:
         for name in ("rows_per_run", "rows_per_shard"):
@@ -52,79 +91,177 @@ class DeduplicateConfig:
 
 
 @dataclass
+class BlocklistStage(Stage):
+    """Sorts the hashes of all blocklists, by kind."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    paths: tuple[str, ...]
+
+    def shards(self) -> list[Shard]:
+        """One, of all files."""
+        return [Shard(_BLOCKLIST, self.paths)]
+
+    def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
+        """Writes a key file for each kind."""
+        counts = Counts()
+        writers = {kind: KeyListWriter(temporary / f"{shard.name}.{kind.value}.npy") for kind in BlockKind}
+        for path in shard.inputs:
+            for kind, keys in read_blocklist(path):
+                writers[kind].add(keys)
+        for kind, writer in writers.items():
+            counts.extra[f"{kind.value}_hashes"] = writer.close()
+        return counts
+
+
+class _RunContext(NamedTuple):
+    num_ranges: int
+    blocked: Blocked | None
+
+
+@dataclass
 class RunsStage(Stage):
-    """Sorts candidate files, some at a time."""
+    """Deduplicates some candidates at a time, and puts them in the order of their keys."""
 
     name: str
     folder: Path
     settings: dict[str, Any]
     candidates: Path  # the extract stage's folder
+    blocklist: Path | None = None  # where BlocklistStage wrote
 
     def shards(self) -> list[Shard]:
-        """Groups of candidate files with about `rows_per_run` rows, in the files' order."""
-        groups: list[list[str]] = []
+        """Groups of candidate files with about `rows_per_run` rows, in the files' order, and parts of larger files."""
+        at_once = self.settings["rows_per_run"]
+        groups: list[tuple[str, list[str]]] = []
         space = 0
         for name, rows in _rows_of(self.candidates).items():
-            if rows == 0:
-                continue
-            if not groups or rows > space:
-                groups.append([])
-                space = self.settings["rows_per_run"]
-            groups[-1].append(str(self.candidates / f"{name}.parquet"))
-            space -= rows
-        return [Shard(f"{index:05d}", tuple(files)) for index, files in enumerate(groups)]
+            path = str(self.candidates / f"{name}.parquet")
+            if rows > at_once:
+                groups += [(f"-{start}-{min(start + at_once, rows)}", [path]) for start in range(0, rows, at_once)]
+                space = 0
+            elif rows:
+                if rows > space:
+                    groups.append(("", []))
+                    space = at_once
+                groups[-1][1].append(path)
+                space -= rows
+        return [Shard(f"{index:05d}{part}", tuple(files)) for index, (part, files) in enumerate(groups)]
 
-    def setup(self) -> int:
-        """How many ranges there will be: a range is read from a run in whole row groups."""
-        return _num_ranges(self.candidates, self.settings)
+    def setup(self) -> _RunContext:
+        """How many ranges there will be, and what is blocked."""
+        blocked = None
+        if self.blocklist is not None:
+            paths = [self.blocklist / f"{_BLOCKLIST}.{kind.value}.npy" for kind in BlockKind]
+            blocked = Blocked(*map(open_keys, paths))
+        return _RunContext(_num_ranges(self.candidates, self.settings), blocked)
 
-    def run(self, context: int, shard: Shard, temporary: Path) -> Counts:
+    def run(self, context: _RunContext, shard: Shard, temporary: Path) -> Counts:
         """Makes one run."""
-        frame = pl.concat([pl.read_parquet(path) for path in shard.inputs])
-        kept = _first_of_each(frame)
-        group_rows = min(max(kept.height // context, _MIN_GROUP_ROWS), _MAX_GROUP_ROWS)
-        _write(kept, temporary / f"{shard.name}.parquet", group_rows)
-        return _counts(frame.height, kept.height)
+        by = DeduplicateBy(self.settings["by"])
+        part = slice(*map(int, shard.name.split("-")[1:])) if "-" in shard.name else slice(None)
+        counts, tables = Counts(), []
+        for path in shard.inputs:
+            table = read_candidates(path, part)
+            counts.rows_in += table.num_rows
+            keys = column_keys(table, by, path)
+            if context.blocked is not None:
+                uid_keys = keys if by == DeduplicateBy.pair else column_keys(table, DeduplicateBy.pair, path)
+                kinds = context.blocked.kind_of_each(uid_keys, table.column("url"))
+                for index, kind in enumerate(BlockKind):
+                    _drop(counts, DropReason[f"blocked_{kind.value}"], int((kinds == index).sum()))
+                table, keys = table.filter(kinds < 0), keys[kinds < 0]
+            tables.append(with_keys(table, keys, by))
+        whole = joined(tables)
+        rows = first_of_each(whole, *_keys(whole))
+        write_run(whole, rows, temporary / f"{shard.name}.arrow", context.num_ranges)
+        _drop(counts, DropReason.duplicate, whole.num_rows - len(rows))
+        counts.rows_out = len(rows)
+        return counts
 
 
 @dataclass
-class RangesStage(Stage):
-    """Deduplicates one part of the uid space at a time, over all runs."""
+class EarlierStage(Stage):
+    """Sorts the keys of earlier runs' output."""
 
     name: str
     folder: Path
     settings: dict[str, Any]
-    runs: Path  # where RunsStage wrote
+    earlier: tuple[Path, ...]  # the deduplicate folders of earlier runs
 
     def shards(self) -> list[Shard]:
-        """Equal parts of the uid space, each made from all runs."""
-        inputs = tuple(str(self.runs / f"{name}.parquet") for name in finished_shards(self.runs))
-        num_ranges = _num_ranges(self.runs, self.settings) if inputs else 0
-        return [Shard(f"{index:05d}-{num_ranges:05d}", inputs) for index in range(num_ranges)]
+        """Groups of their download shards, in order."""
+        at_once = self.settings["rows_per_run"] * _KEYS_PER_RUN
+        numbered, rows_before = [], 0
+        for folder in self.earlier:
+            for name, rows in _rows_of(folder).items():
+                numbered.append((rows_before // at_once, str(folder / f"{name}.parquet")))
+                rows_before += rows
+        groups = groupby(numbered, key=lambda entry: entry[0])
+        return [Shard(f"{index:05d}", tuple(path for _, path in group)) for index, group in groups]
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
-        """Deduplicates one range."""
+        """Writes a key file."""
+        by = DeduplicateBy(self.settings["by"])
+        writer = KeyListWriter(temporary / f"{shard.name}.npy")
+        for path in shard.inputs:
+            writer.add(file_keys(path, by))
+        return Counts(extra=Counter(earlier_keys=writer.close()))
+
+
+@dataclass
+class RangesStage(Stage):
+    """Deduplicates one part of the key space at a time, over all runs, against all earlier keys."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    candidates: Path  # the extract stage's folder, which says how many ranges there are
+    runs: Path  # where RunsStage wrote
+    earlier: Path | None = None  # where EarlierStage wrote
+
+    def shards(self) -> list[Shard]:
+        """Equal parts of the key space, each made from all runs and all earlier keys."""
+        inputs = [str(self.runs / f"{name}.arrow") for name in finished_shards(self.runs)]
+        num_ranges = _num_ranges(self.candidates, self.settings) if inputs else 0
+        if self.earlier is not None:
+            inputs += [str(self.earlier / f"{name}.npy") for name in finished_shards(self.earlier)]
+        return [Shard(f"{index:05d}-{num_ranges:05d}", tuple(inputs)) for index in range(num_ranges)]
+
+    def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
+        """Makes the download shards of one range: `NAME.PPP.parquet`, piece P."""
         index, num_ranges = map(int, shard.name.split("-"))
-        uid = pl.col("uid")
-        lower, upper = (f"{part * _UID_SPACE // num_ranges:016x}" for part in (index, index + 1))
-        within = uid >= lower if index + 1 == num_ranges else (uid >= lower) & (uid < upper)
-        frame = pl.scan_parquet(list(shard.inputs)).filter(within).collect()
-        kept = _first_of_each(frame)
-        num_pieces = -(-kept.height // self.settings["rows_per_shard"])
+        table = read_range([path for path in shard.inputs if path.endswith(".arrow")], index, num_ranges)
+        high, low = _keys(table)
+        counts = Counts(rows_in=table.num_rows)
+        rows = first_of_each(table, high, low)
+        _drop(counts, DropReason.duplicate, table.num_rows - len(rows))
+        new = np.ones(len(rows), bool)
+        kept_high, kept_low = high[rows], low[rows]
+        for path in shard.inputs:
+            if path.endswith(".npy"):
+                keys = open_keys(path)
+                earlier = keys[:, range_of(keys[0], index, num_ranges)]
+                places = find(kept_high, kept_low, *earlier)
+                new[places[places >= 0]] = False
+        rows = rows[new]
+        _drop(counts, DropReason.in_earlier_crawl, int((~new).sum()))
+        counts.rows_out = len(rows)
+        num_pieces = -(-len(rows) // self.settings["rows_per_shard"])
         if num_pieces > _MAX_PIECES:
             raise DataError(
-                f"range {shard.name} has {kept.height} candidates, more than {_MAX_PIECES} download shards of "
+                f"range {shard.name} has {len(rows)} candidates, more than {_MAX_PIECES} download shards of "
                 f"{self.settings['rows_per_shard']} hold; set deduplicate.rows_per_shard higher"
             )
-        _write(kept, temporary / f"{shard.name}.parquet", _piece_rows(kept.height, num_pieces))
-        counts = _counts(frame.height, kept.height)
+        paths = [temporary / _piece_name(shard.name, piece) for piece in range(num_pieces)]
+        write_shards(table, rows, paths, DeduplicateBy(self.settings["by"]))
         counts.extra["download_shards"] = num_pieces
         return counts
 
 
 @dataclass
 class ShardsStage(Stage):
-    """Cuts the ranges into download shards: `NNNNNPPP.parquet`, range N, piece P, rows sorted by uid."""
+    """Names the download shards: `NNNNNPPP.parquet`, range N, piece P, rows in the order of their keys."""
 
     name: str
     folder: Path
@@ -134,29 +271,72 @@ class ShardsStage(Stage):
     def shards(self) -> list[Shard]:
         """The download shards of all ranges."""
         return [
-            Shard(f"{name[:5]}{piece:03d}", (str(self.ranges / f"{name}.parquet"),))
+            Shard(f"{name[:5]}{piece:03d}", (str(self.ranges / _piece_name(name, piece)),))
             for name in finished_shards(self.ranges)
             for piece in range(read_stats(self.ranges, name)["counts"]["extra"]["download_shards"])
         ]
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
-        """Writes one download shard: a range is written with one row group for each."""
-        with pq.ParquetFile(shard.inputs[0]) as file:
-            table = file.read_row_group(int(shard.name[5:]))
-        pq.write_table(table, temporary / f"{shard.name}.parquet", compression="zstd")
-        return Counts(table.num_rows, table.num_rows)
+        """Gives one download shard its name; where the file system has no hard links, by a copy."""
+        (source,), target = shard.inputs, temporary / f"{shard.name}.parquet"
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+        rows = pq.read_metadata(target).num_rows
+        return Counts(rows, rows)
 
 
 def make_stages(config: "PipelineConfig") -> list[Stage]:
-    """The three steps, in order."""
-    output_dir = Path(config.output_dir)
-    folder = output_dir / "deduplicated"
-    settings = asdict(config.deduplicate)
-    return [
-        RunsStage("deduplicate/runs", folder / "runs", settings, output_dir / "candidates"),
-        RangesStage("deduplicate/ranges", folder / "ranges", settings, folder / "runs"),
-        ShardsStage("deduplicate/shards", folder, settings, folder / "ranges"),
-    ]
+    """The steps, in order.
+
+    Raises:
+        ConfigError: an earlier run cannot be used, or a blocklist.
+    """
+    asked, output_dir = config.deduplicate, Path(config.output_dir)
+    folder, candidates = output_dir / "deduplicated", output_dir / "candidates"
+    check_blocklists(asked.blocklist)
+    earlier = _earlier_folders(asked.earlier, output_dir)
+    settings = asdict(asked) | {
+        "by": asked.by.value,
+        "blocklist": [sha256_of(path) for path in asked.blocklist],
+    }
+    stages: list[Stage] = []
+    blocklist = earlier_keys = None
+    if asked.blocklist:
+        blocklist = folder / "blocklist"
+        stages.append(BlocklistStage("deduplicate/blocklist", blocklist, settings, tuple(asked.blocklist)))
+    stages.append(RunsStage("deduplicate/runs", folder / "runs", settings, candidates, blocklist))
+    if earlier:
+        earlier_keys = folder / "earlier"
+        stages.append(EarlierStage("deduplicate/earlier", earlier_keys, settings, earlier))
+    ranges = RangesStage("deduplicate/ranges", folder / "ranges", settings, candidates, folder / "runs", earlier_keys)
+    return [*stages, ranges, ShardsStage("deduplicate/shards", folder, settings, folder / "ranges")]
+
+
+def _earlier_folders(asked: list[str], output_dir: Path) -> tuple[Path, ...]:
+    """The deduplicate folders of earlier runs, each complete."""
+    folders = []
+    for name in asked:
+        folder = Path(name) / "deduplicated"
+        what = f"deduplicate.earlier names {name}"
+        if folder.resolve() == (output_dir / "deduplicated").resolve():
+            raise ConfigError(f"{what}, which is this run's own output_dir; name the runs before it")
+        if folder.resolve() in [other.resolve() for other in folders]:
+            raise ConfigError(f"{what} twice; name each earlier run once")
+        finished, total = progress_of(folder)
+        if total == 0:
+            raise ConfigError(
+                f"{what}, but {folder / MANIFEST} is not there: give the output_dir of a run whose stage=deduplicate "
+                "has finished"
+            )
+        if finished < total:
+            raise ConfigError(
+                f"{what}, whose stage=deduplicate has {finished} of {total} shards; finish that run first, or its "
+                "missing rows would be taken for new ones"
+            )
+        folders.append(folder)
+    return tuple(folders)
 
 
 def _rows_of(folder: Path) -> dict[str, int]:
@@ -164,30 +344,21 @@ def _rows_of(folder: Path) -> dict[str, int]:
     return {name: read_stats(folder, name)["counts"]["rows_out"] for name in finished_shards(folder)}
 
 
-def _num_ranges(folder: Path, settings: dict[str, Any]) -> int:
-    """How many parts the uid space is split into: each has about as many of the folder's rows as a run."""
+def _num_ranges(candidates: Path, settings: dict[str, Any]) -> int:
+    """How many parts the key space is split into: each has about as many of the candidates as a run."""
     rows_per_range = min(settings["rows_per_run"], settings["rows_per_shard"] * _MAX_PIECES // 2)
-    return min(max(1, -(-sum(_rows_of(folder).values()) // rows_per_range)), 99_999)
+    return min(max(1, -(-sum(_rows_of(candidates).values()) // rows_per_range)), 99_999)
 
 
-def _first_of_each(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows sorted by uid, one for each: the earliest page's, then by file and place in it."""
-    ordered = frame.sort(_WINNER_ORDER, nulls_last=True, maintain_order=True)
-    return ordered.unique("uid", keep="first", maintain_order=True)
+def _keys(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Both halves of the keys of a table of runs."""
+    return table.column("high").to_numpy(), table.column("low").to_numpy()
 
 
-def _piece_rows(rows: int, num_pieces: int) -> int:
-    """Rows of each piece but the last, when `rows` are cut into pieces of nearly equal size."""
-    return -(-rows // max(num_pieces, 1)) or 1
+def _piece_name(range_name: str, piece: int) -> str:
+    return f"{range_name}.{piece:03d}.parquet"
 
 
-def _write(frame: pl.DataFrame, path: Path, group_rows: int) -> None:
-    table: pa.Table = frame.select(CANDIDATE_SCHEMA.names).to_arrow().cast(CANDIDATE_SCHEMA)
-    pq.write_table(table, path, row_group_size=group_rows, compression="zstd")
-
-
-def _counts(rows_in: int, rows_out: int) -> Counts:
-    counts = Counts(rows_in, rows_out)
-    if rows_in > rows_out:
-        counts.dropped["duplicate"] = rows_in - rows_out
-    return counts
+def _drop(counts: Counts, reason: DropReason, rows: int) -> None:
+    if rows:
+        counts.dropped[reason.value] += rows

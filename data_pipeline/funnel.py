@@ -49,7 +49,8 @@ def funnel_row(stage: str, reports: Sequence[StageReport]) -> FunnelRow:
     for report in reports:
         total.merge(report.counts)
     worker_seconds = sum(report.worker_seconds for report in reports)
-    rows_in = reports[0].counts.rows_in
+    # Steps that only prepare, such as the sorting of a blocklist, read no rows.
+    rows_in = next((report.counts.rows_in for report in reports if report.counts.rows_in), 0)
     return FunnelRow(
         stage,
         rows_in,

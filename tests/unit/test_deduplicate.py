@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from toy_stages import InlineExecutor, outputs
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import write_json
 from crawl2clip.schema import CANDIDATE_SCHEMA, uid_of
-from data_pipeline.deduplicate import DeduplicateConfig, RangesStage, RunsStage, ShardsStage
+from data_pipeline.deduplicate import DeduplicateConfig, make_stages
 from data_pipeline.stage import MANIFEST, STATS_SUFFIX, Counts, TooManyFailures, finished_shards, run_stage
 
 
@@ -33,16 +34,12 @@ def write_candidates(folder, files):
     write_json(folder / MANIFEST, {"settings": {}, "shards": [{"name": name} for name in files]})
 
 
-def deduplicate(output_dir, *, rows_per_run=1000, rows_per_shard=100):
-    """All three steps: (rows by download shard, counts of each step)."""
-    folder = output_dir / "deduplicated"
-    settings = {"rows_per_run": rows_per_run, "rows_per_shard": rows_per_shard}
-    steps = [
-        RunsStage("runs", folder / "runs", settings, output_dir / "candidates"),
-        RangesStage("ranges", folder / "ranges", settings, folder / "runs"),
-        ShardsStage("shards", folder, settings, folder / "ranges"),
-    ]
+def deduplicate(output_dir, *, rows_per_run=1000, rows_per_shard=100, **more):
+    """All steps: (rows by download shard, counts of each step)."""
+    asked = DeduplicateConfig(rows_per_run=rows_per_run, rows_per_shard=rows_per_shard, **more)
+    steps = make_stages(SimpleNamespace(output_dir=str(output_dir), deduplicate=asked))
     counts = [run_stage(step, InlineExecutor(), max_failed_fraction=0).counts for step in steps]
+    folder = output_dir / "deduplicated"
     shards = {name: pq.read_table(folder / f"{name}.parquet") for name in finished_shards(folder)}
     return shards, counts
 
@@ -151,7 +148,7 @@ def test_equal_texts_with_other_urls_and_the_reverse_both_stay(tmp_path):
 
 def test_no_candidates_at_all_is_an_error_that_says_so(tmp_path):
     write_candidates(tmp_path / "candidates", {"x": []})
-    with pytest.raises(DataError, match=r"stage 'runs' has nothing to do.*dropped every row"):
+    with pytest.raises(DataError, match=r"stage 'deduplicate/runs' has nothing to do.*dropped every row"):
         deduplicate(tmp_path)
 
 
@@ -173,8 +170,14 @@ def test_settings_are_checked():
         DeduplicateConfig(rows_per_run=1, rows_per_shard=0)
 
 
-def test_a_run_is_read_by_range_only(tmp_path):
+def test_a_run_has_one_batch_for_each_range(tmp_path):
     write_candidates(tmp_path / "candidates", {"x": many(9000, repeated=0)})
     deduplicate(tmp_path, rows_per_run=3000, rows_per_shard=3000)
-    path = next(Path(tmp_path / "deduplicated" / "runs").glob("*.parquet"))
-    assert pq.ParquetFile(path).num_row_groups == 3  # one for each range
+    runs = sorted((tmp_path / "deduplicated" / "runs").glob("*.arrow"))
+    assert [path.name for path in runs] == ["00000-0-3000.arrow", "00001-3000-6000.arrow", "00002-6000-9000.arrow"]
+    sizes = []
+    for path in runs:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            sizes.append([reader.get_batch(index).num_rows for index in range(reader.num_record_batches)])
+    assert [len(each) for each in sizes] == [3, 3, 3]
+    assert sum(map(sum, sizes)) == 9000
