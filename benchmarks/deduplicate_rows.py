@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from crawl2clip.files import write_json
 from crawl2clip.schema import CANDIDATE_SCHEMA
+from data_pipeline.deduplicate_keys import hex_of_keys
 
 LAYOUTS = ("full", "narrow")
 _BATCH = 250_000  # rows made at once
@@ -74,15 +75,15 @@ def _rows(numbers: np.ndarray, unique: int, name: str, layout: str) -> pl.DataFr
     def word(values: np.ndarray, shift: int) -> pl.Series:
         return words.gather((values >> np.uint64(shift)) % np.uint64(_WORDS))
 
-    def hexes(values: np.ndarray, digits: int) -> pl.Series:
-        return pl.Series([f"{value:016x}"[:digits] for value in values.tolist()])
-
+    uid = pl.Series(pl.from_arrow(hex_of_keys(high, low)))
     length = pl.Series(high % np.uint64(4))
     text = pl.DataFrame({str(n): word(low, 11 * n) for n in range(5)})
     seconds = pl.Series((page >> np.uint64(20)) % np.uint64(1_209_600)).cast(pl.Int64)
     frame = text.select(
-        uid=hexes(high, 16) + hexes(low, 16),
-        url=pl.format("https://www.{}.com/img/{}.jpg", word(high, 8), hexes(low, 10)),
+        uid=uid,
+        url=pl.format(
+            "https://www.{}.com/content/images/{}.jpg", word(high, 8), uid.str.slice(16, 12)
+        ),
         text=pl.concat_str(
             pl.col("0", "1"), *(pl.when(length >= n).then(pl.col(str(n + 1))) for n in range(1, 4)), separator=" ", ignore_nulls=True
         ),

@@ -181,9 +181,9 @@ def _least(table: pa.Table, rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """
     least = np.empty(len(sizes), np.int64)
     open_groups = np.arange(len(sizes))
-    others = [name for name in table.column_names if name not in WINNER_ORDER]
+    others = [name for name in CANDIDATE_SCHEMA.names if name not in WINNER_ORDER]
     for name in (*WINNER_ORDER, *others):
-        if name not in table.column_names:
+        if name not in table.column_names:  # a uid that is the key
             continue
         codes = _in_order(table.column(name).take(pa.array(rows)))
         starts = np.cumsum(sizes) - sizes
