@@ -2,9 +2,9 @@
 
     python benchmarks/deduplicate.py [rows=20000000] [layout=full] [repeats=1] [peers=duckdb,polars] [folder=FOLDER]
 
-The rows are made here, 30% of them repeat a pair (benchmarks/deduplicate_rows.py says how they look). All sides read the
-same files and write parquet with zstd level 1. `ours` is the whole stage with two workers: rows in the order of their
-uids, the earliest page's row of each pair, download shards of 10,000 rows with their checksums. The peers have two
+The rows are made here, 30% of them repeat a pair; benchmarks/deduplicate_rows.py says how they look. All sides read
+the same files and write parquet with zstd level 1. `ours` is the whole stage with two workers: rows in the order of
+their uids, the earliest page's row of each pair, download shards of 10,000 rows with their checksums. The peers have two
 threads, keep any row of a pair and write in any order; DuckDB has 2 GB and is installed in an environment of its own,
 made when it is not there, Polars has what it takes. CPU seconds and the peak of resident memory are the kernel's, of
 each side's processes: CPU of all together, memory of the largest. Sides run in turn; figures are medians.
@@ -50,7 +50,10 @@ def main(words: list[str]) -> None:
                 if side != "floor" and found != unique:
                     raise SystemExit(f"{side} kept {found} rows, {unique} pairs are there")
                 costs.setdefault(side, []).append(cost)
-                print(f"{side}: {cost.cpu_s:.1f} CPU s, {cost.wall_s:.1f} s wall, {cost.peak_memory_mb:.0f} MB", flush=True)
+                print(
+                    f"{side}: {cost.cpu_s:.1f} CPU s, {cost.wall_s:.1f} s wall, {cost.peak_memory_mb:.0f} MB",
+                    flush=True,
+                )
     show(rows, costs, peers)
 
 
@@ -81,9 +84,23 @@ def run_side(side: str, folder: Path, kept_fraction: float, duckdb_python: str) 
     candidates, threads = str(folder / "candidates"), "2"
     if side == "ours":
         os.symlink(candidates, out / "candidates")
-        command = [sys.executable, str(here / "deduplicate_ours.py"), "ours", str(out), threads, str(ROWS_PER_RUN)]
+        command = [
+            sys.executable,
+            str(here / "deduplicate_ours.py"),
+            "ours",
+            str(out),
+            threads,
+            str(ROWS_PER_RUN),
+        ]
     elif side == "floor":
-        command = [sys.executable, str(here / "deduplicate_ours.py"), "floor", candidates, str(out), str(kept_fraction)]
+        command = [
+            sys.executable,
+            str(here / "deduplicate_ours.py"),
+            "floor",
+            candidates,
+            str(out),
+            str(kept_fraction),
+        ]
     elif side == "duckdb":
         python = duckdb_python or str(prepare_duckdb(ROOT / "runs" / "benchmarks" / "duckdb"))
         command = [python, str(here / "duckdb_peer.py"), candidates, str(out / "rows"), str(out / "spill"), threads,
@@ -95,7 +112,9 @@ def run_side(side: str, folder: Path, kept_fraction: float, duckdb_python: str) 
         raise SystemExit(f"unknown peer {side!r}; known: duckdb, polars")
     told = folder / f"{side}.txt"
     cost = run(command, told, threads=1, device="cpu")
-    lines = [line for line in told.read_text().splitlines() if "shard/s" not in line and line.strip()]  # no progress bars
+    lines = [
+        line for line in told.read_text().splitlines() if "shard/s" not in line and line.strip()
+    ]  # no progress bars
     print(*(f"    {line}" for line in lines), sep="\n", flush=True)
     rows = next(int(line.split()[1]) for line in lines if line.startswith("rows "))
     shutil.rmtree(out)
@@ -106,7 +125,9 @@ def prepare_duckdb(folder: Path) -> Path:
     """The Python of DuckDB's virtual environment, made when it is not there."""
     if not list(folder.glob("lib/*/site-packages/duckdb")):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", DUCKDB], check=True)
+        subprocess.run(
+            [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", DUCKDB], check=True
+        )
     return folder / "bin" / "python"
 
 
@@ -115,13 +136,17 @@ def show(rows: int, costs: dict[str, list[Cost]], peers: list[str]) -> None:
     cpu = {side: statistics.median(cost.cpu_s for cost in found) for side, found in costs.items()}
     memory = {side: statistics.median(cost.peak_memory_mb for cost in found) for side, found in costs.items()}
     for side in ("ours", *peers):
-        print(f"{side}: {cpu[side] / rows * 1e6:.2f} CPU s a million rows, {cpu[side] / cpu['floor']:.1f} times the floor")
+        print(
+            f"{side}: {cpu[side] / rows * 1e6:.2f} CPU s a million rows, {cpu[side] / cpu['floor']:.1f} times the floor"
+        )
     peer = min(peers, key=cpu.__getitem__, default=None)
     named = f" peer={cpu[peer]:.1f} target={cpu[peer]:.1f}" if peer else ""
     print(f"result name=deduplicate_cpu_s ours={cpu['ours']:.1f}{named} floor={cpu['floor']:.1f} unit=s")
     lean = min(peers, key=memory.__getitem__, default=None)
     named = f" peer={memory[lean]:.0f} target={memory[lean]:.0f}" if lean else ""
-    print(f"result name=deduplicate_memory_mb ours={memory['ours']:.0f}{named} floor={memory['floor']:.0f} unit=MB")
+    print(
+        f"result name=deduplicate_memory_mb ours={memory['ours']:.0f}{named} floor={memory['floor']:.0f} unit=MB"
+    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,12 @@ def floor(candidates: str, out: str, kept_fraction: str) -> None:
     for path in sorted(Path(candidates).glob("*.parquet")):
         table = read_candidates(str(path))
         table = table.slice(0, round(table.num_rows * float(kept_fraction)))
-        pq.write_table(table, f"{out}/{path.name}", compression="zstd", use_dictionary=["crawl_file", "text_source", "page_language", "license"])
+        pq.write_table(
+            table,
+            f"{out}/{path.name}",
+            compression="zstd",
+            use_dictionary=["crawl_file", "text_source", "page_language", "license"],  # pyright: ignore[reportArgumentType]
+        )
         rows += table.num_rows
     print("rows", rows)
 

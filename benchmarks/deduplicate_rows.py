@@ -20,7 +20,9 @@ _BATCH = 250_000  # rows made at once
 _WORDS = 20_000
 
 
-def write_rows(folder: Path, *, rows: int, files: int, layout: str, duplicates: float = 0.3) -> dict[str, float]:
+def write_rows(
+    folder: Path, *, rows: int, files: int, layout: str, duplicates: float = 0.3
+) -> dict[str, float]:
     """Writes a finished extract stage's folder of `files` parquet files.
 
     Args:
@@ -48,7 +50,9 @@ def write_rows(folder: Path, *, rows: int, files: int, layout: str, duplicates: 
         raw_bytes += _write_file(folder / f"{name}.parquet", name, numbers, unique, layout)
         counts = {"rows_in": len(numbers), "rows_out": len(numbers), "dropped": {}, "extra": {}}
         write_json(folder / f"{name}.stats.json", {"counts": counts, "seconds": 0.0, "files": {}})
-    write_json(folder / "manifest.json", {"settings": {}, "shards": [{"name": name, "inputs": []} for name in names]})
+    write_json(
+        folder / "manifest.json", {"settings": {}, "shards": [{"name": name, "inputs": []} for name in names]}
+    )
     result = {"unique": unique, "raw_bytes": raw_bytes / rows}
     write_json(made, {"wanted": wanted, "result": result})
     return result
@@ -60,7 +64,9 @@ def _write_file(path: Path, name: str, numbers: np.ndarray, unique: int, layout:
     with pq.ParquetWriter(path, CANDIDATE_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(numbers), _BATCH):
             frame = _rows(numbers[start : start + _BATCH], unique, name, layout)
-            size += sum(int(frame[column].str.len_bytes().sum()) for column in frame.columns if column != "offset")
+            size += sum(
+                int(frame[column].str.len_bytes().sum()) for column in frame.columns if column != "offset"
+            )
             writer.write_table(frame.to_arrow().select(CANDIDATE_SCHEMA.names).cast(CANDIDATE_SCHEMA))
     return size + (8 * len(numbers) if layout == "full" else 0)
 
@@ -81,11 +87,12 @@ def _rows(numbers: np.ndarray, unique: int, name: str, layout: str) -> pl.DataFr
     seconds = pl.Series((page >> np.uint64(20)) % np.uint64(1_209_600)).cast(pl.Int64)
     frame = text.select(
         uid=uid,
-        url=pl.format(
-            "https://www.{}.com/content/images/{}.jpg", word(high, 8), uid.str.slice(16, 12)
-        ),
+        url=pl.format("https://www.{}.com/content/images/{}.jpg", word(high, 8), uid.str.slice(16, 12)),
         text=pl.concat_str(
-            pl.col("0", "1"), *(pl.when(length >= n).then(pl.col(str(n + 1))) for n in range(1, 4)), separator=" ", ignore_nulls=True
+            pl.col("0", "1"),
+            *(pl.when(length >= n).then(pl.col(str(n + 1))) for n in range(1, 4)),
+            separator=" ",
+            ignore_nulls=True,
         ),
         page_date=pl.from_epoch(seconds + 1_715_990_000, time_unit="s").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -99,8 +106,12 @@ def _rows(numbers: np.ndarray, unique: int, name: str, layout: str) -> pl.DataFr
         text_source=pl.lit("alt"),
         page_url=pl.format("https://www.{}.com/{}/{}.html", word(page, 8), word(page, 20), word(page, 32)),
         page_language=words.gather(page % np.uint64(40)).str.slice(0, 2),
-        license=pl.when(pl.Series(page % np.uint64(100)) == 0).then(pl.lit("https://creativecommons.org/licenses/by/4.0/")),
-        crawl_file=pl.lit(f"crawl-data/CC-MAIN-2024-22/segments/1715971057216.39/wat/CC-MAIN-{name}.warc.wat.gz"),
+        license=pl.when(pl.Series(page % np.uint64(100)) == 0).then(
+            pl.lit("https://creativecommons.org/licenses/by/4.0/")
+        ),
+        crawl_file=pl.lit(
+            f"crawl-data/CC-MAIN-2024-22/segments/1715971057216.39/wat/CC-MAIN-{name}.warc.wat.gz"
+        ),
         offset=pl.Series((page % np.uint64(1 << 30)).astype(np.int64)),
     )
 

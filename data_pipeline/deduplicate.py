@@ -1,4 +1,4 @@
-"""The deduplicate stage: one candidate for each (url, text) pair, or each url, over all crawl files, in download shards.
+"""The deduplicate stage: one candidate for each (url, text) pair, or each url, in download shards.
 
 No machine ever holds all candidates. Steps of independent shards, each of bounded size:
 
@@ -14,62 +14,24 @@ A key is a hash, so ranges are of one size whatever the data, and the order of t
 downloads meet many hosts at once and no host in a burst. What repeats without end costs nothing either: a key leaves a
 run once. Blocked rows go first, so that another row of the same url can take the place of a blocked one, and the
 counts do not depend on how files were grouped; nor does the output, since the winner is the least row by
-`deduplicate_rows.WINNER_ORDER`, the earliest page's.
+`deduplicate_winner.WINNER_ORDER`, the earliest page's.
 """
 
-import os
-import shutil
-from collections import Counter
 from dataclasses import asdict, dataclass, field
-from enum import Enum
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import MISSING
 
-from crawl2clip.errors import ConfigError, DataError
+from crawl2clip.errors import ConfigError
 from crawl2clip.files import sha256_of
-from data_pipeline.blocklist import Blocked, BlockKind, check_blocklists, read_blocklist
-from data_pipeline.deduplicate_keys import (
-    DeduplicateBy,
-    KeyListWriter,
-    find,
-    open_keys,
-    range_of,
-)
-from data_pipeline.deduplicate_rows import (
-    column_keys,
-    file_keys,
-    first_of_each,
-    joined,
-    read_candidates,
-    read_range,
-    with_keys,
-    write_run,
-    write_shards,
-)
-from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, finished_shards, progress_of, read_stats
+from data_pipeline.blocklist_files import check_blocklists
+from data_pipeline.deduplicate_keys import DeduplicateBy
+from data_pipeline.deduplicate_steps import BlocklistStage, EarlierStage, RangesStage, RunsStage, ShardsStage
+from data_pipeline.stage import MANIFEST, Stage, progress_of
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
-
-_MAX_PIECES = 1_000  # download shards of one range: three digits of their names
-_KEYS_PER_RUN = 4  # earlier keys sorted at once, in rows_per_run: a key takes much less memory than a row
-_BLOCKLIST = "blocklist"  # the one shard of its step
-
-
-class DropReason(str, Enum):
-    """Why a candidate is not in the output."""
-
-    duplicate = "duplicate"  # another row has its pair, or its url
-    in_earlier_crawl = "in_earlier_crawl"  # the output of an earlier run has it; counted once, its duplicates apart
-    blocked_uid = "blocked_uid"
-    blocked_url = "blocked_url"
-    blocked_domain = "blocked_domain"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,213 +40,20 @@ class DeduplicateConfig:
 
     rows_per_run: int = MISSING  # candidates in memory at once, at about 500 bytes each
     rows_per_shard: int = MISSING  # candidates of a download shard, at most
-    by: DeduplicateBy = DeduplicateBy.pair  # pair: each (url, text) once; url: each address once, with one text
+    by: DeduplicateBy = (
+        DeduplicateBy.pair
+    )  # pair: each (url, text) once; url: each address once, with one text
     # output_dir of earlier runs, all of them: what their deduplicated output has is left out
     earlier: list[str] = field(default_factory=list)
-    blocklist: list[str] = field(default_factory=list)  # hash lists: see `python -m data_pipeline.blocklist --help`
+    blocklist: list[str] = field(
+        default_factory=list
+    )  # hash lists: see `python -m data_pipeline.blocklist --help`
 
     def __post_init__(self) -> None:
         for name in ("rows_per_run", "rows_per_shard"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"deduplicate.{name} is {value}; give 1 or more candidates")
-
-
-@dataclass
-class BlocklistStage(Stage):
-    """Sorts the hashes of all blocklists, by kind."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    paths: tuple[str, ...]
-
-    def shards(self) -> list[Shard]:
-        """One, of all files."""
-        return [Shard(_BLOCKLIST, self.paths)]
-
-    def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
-        """Writes a key file for each kind."""
-        counts = Counts()
-        writers = {kind: KeyListWriter(temporary / f"{shard.name}.{kind.value}.npy") for kind in BlockKind}
-        for path in shard.inputs:
-            for kind, keys in read_blocklist(path):
-                writers[kind].add(keys)
-        for kind, writer in writers.items():
-            counts.extra[f"{kind.value}_hashes"] = writer.close()
-        return counts
-
-
-class _RunContext(NamedTuple):
-    num_ranges: int
-    blocked: Blocked | None
-
-
-@dataclass
-class RunsStage(Stage):
-    """Deduplicates some candidates at a time, and puts them in the order of their keys."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    candidates: Path  # the extract stage's folder
-    blocklist: Path | None = None  # where BlocklistStage wrote
-
-    def shards(self) -> list[Shard]:
-        """Groups of candidate files with about `rows_per_run` rows, in the files' order, and parts of larger files."""
-        at_once = self.settings["rows_per_run"]
-        groups: list[tuple[str, list[str]]] = []
-        space = 0
-        for name, rows in _rows_of(self.candidates).items():
-            path = str(self.candidates / f"{name}.parquet")
-            if rows > at_once:
-                groups += [(f"-{start}-{min(start + at_once, rows)}", [path]) for start in range(0, rows, at_once)]
-                space = 0
-            elif rows:
-                if rows > space:
-                    groups.append(("", []))
-                    space = at_once
-                groups[-1][1].append(path)
-                space -= rows
-        return [Shard(f"{index:05d}{part}", tuple(files)) for index, (part, files) in enumerate(groups)]
-
-    def setup(self) -> _RunContext:
-        """How many ranges there will be, and what is blocked."""
-        blocked = None
-        if self.blocklist is not None:
-            paths = [self.blocklist / f"{_BLOCKLIST}.{kind.value}.npy" for kind in BlockKind]
-            blocked = Blocked(*map(open_keys, paths))
-        return _RunContext(_num_ranges(self.candidates, self.settings), blocked)
-
-    def run(self, context: _RunContext, shard: Shard, temporary: Path) -> Counts:
-        """Makes one run."""
-        by = DeduplicateBy(self.settings["by"])
-        part = slice(*map(int, shard.name.split("-")[1:])) if "-" in shard.name else slice(None)
-        counts, tables = Counts(), []
-        for path in shard.inputs:
-            table = read_candidates(path, part)
-            counts.rows_in += table.num_rows
-            keys = column_keys(table, by, path)
-            if context.blocked is not None:
-                uid_keys = keys if by == DeduplicateBy.pair else column_keys(table, DeduplicateBy.pair, path)
-                kinds = context.blocked.kind_of_each(uid_keys, table.column("url"))
-                for index, kind in enumerate(BlockKind):
-                    _drop(counts, DropReason[f"blocked_{kind.value}"], int((kinds == index).sum()))
-                table, keys = table.filter(kinds < 0), keys[kinds < 0]
-            tables.append(with_keys(table, keys, by))
-        whole = joined(tables)
-        rows = first_of_each(whole, *_keys(whole))
-        write_run(whole, rows, temporary / f"{shard.name}.arrow", context.num_ranges)
-        _drop(counts, DropReason.duplicate, whole.num_rows - len(rows))
-        counts.rows_out = len(rows)
-        return counts
-
-
-@dataclass
-class EarlierStage(Stage):
-    """Sorts the keys of earlier runs' output."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    earlier: tuple[Path, ...]  # the deduplicate folders of earlier runs
-
-    def shards(self) -> list[Shard]:
-        """Groups of their download shards, in order."""
-        at_once = self.settings["rows_per_run"] * _KEYS_PER_RUN
-        numbered, rows_before = [], 0
-        for folder in self.earlier:
-            for name, rows in _rows_of(folder).items():
-                numbered.append((rows_before // at_once, str(folder / f"{name}.parquet")))
-                rows_before += rows
-        groups = groupby(numbered, key=lambda entry: entry[0])
-        return [Shard(f"{index:05d}", tuple(path for _, path in group)) for index, group in groups]
-
-    def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
-        """Writes a key file."""
-        by = DeduplicateBy(self.settings["by"])
-        writer = KeyListWriter(temporary / f"{shard.name}.npy")
-        for path in shard.inputs:
-            writer.add(file_keys(path, by))
-        return Counts(extra=Counter(earlier_keys=writer.close()))
-
-
-@dataclass
-class RangesStage(Stage):
-    """Deduplicates one part of the key space at a time, over all runs, against all earlier keys."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    candidates: Path  # the extract stage's folder, which says how many ranges there are
-    runs: Path  # where RunsStage wrote
-    earlier: Path | None = None  # where EarlierStage wrote
-
-    def shards(self) -> list[Shard]:
-        """Equal parts of the key space, each made from all runs and all earlier keys."""
-        inputs = [str(self.runs / f"{name}.arrow") for name in finished_shards(self.runs)]
-        num_ranges = _num_ranges(self.candidates, self.settings) if inputs else 0
-        if self.earlier is not None:
-            inputs += [str(self.earlier / f"{name}.npy") for name in finished_shards(self.earlier)]
-        return [Shard(f"{index:05d}-{num_ranges:05d}", tuple(inputs)) for index in range(num_ranges)]
-
-    def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
-        """Makes the download shards of one range: `NAME.PPP.parquet`, piece P."""
-        index, num_ranges = map(int, shard.name.split("-"))
-        table = read_range([path for path in shard.inputs if path.endswith(".arrow")], index, num_ranges)
-        high, low = _keys(table)
-        counts = Counts(rows_in=table.num_rows)
-        rows = first_of_each(table, high, low)
-        _drop(counts, DropReason.duplicate, table.num_rows - len(rows))
-        new = np.ones(len(rows), bool)
-        kept_high, kept_low = high[rows], low[rows]
-        for path in shard.inputs:
-            if path.endswith(".npy"):
-                keys = open_keys(path)
-                earlier = keys[:, range_of(keys[0], index, num_ranges)]
-                places = find(kept_high, kept_low, *earlier)
-                new[places[places >= 0]] = False
-        rows = rows[new]
-        _drop(counts, DropReason.in_earlier_crawl, int((~new).sum()))
-        counts.rows_out = len(rows)
-        num_pieces = -(-len(rows) // self.settings["rows_per_shard"])
-        if num_pieces > _MAX_PIECES:
-            raise DataError(
-                f"range {shard.name} has {len(rows)} candidates, more than {_MAX_PIECES} download shards of "
-                f"{self.settings['rows_per_shard']} hold; set deduplicate.rows_per_shard higher"
-            )
-        paths = [temporary / _piece_name(shard.name, piece) for piece in range(num_pieces)]
-        write_shards(table, rows, paths, DeduplicateBy(self.settings["by"]))
-        counts.extra["download_shards"] = num_pieces
-        return counts
-
-
-@dataclass
-class ShardsStage(Stage):
-    """Names the download shards: `NNNNNPPP.parquet`, range N, piece P, rows in the order of their keys."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    ranges: Path  # where RangesStage wrote
-
-    def shards(self) -> list[Shard]:
-        """The download shards of all ranges."""
-        return [
-            Shard(f"{name[:5]}{piece:03d}", (str(self.ranges / _piece_name(name, piece)),))
-            for name in finished_shards(self.ranges)
-            for piece in range(read_stats(self.ranges, name)["counts"]["extra"]["download_shards"])
-        ]
-
-    def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
-        """Gives one download shard its name; where the file system has no hard links, by a copy."""
-        (source,), target = shard.inputs, temporary / f"{shard.name}.parquet"
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-        rows = pq.read_metadata(target).num_rows
-        return Counts(rows, rows)
 
 
 def make_stages(config: "PipelineConfig") -> list[Stage]:
@@ -310,7 +79,9 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
     if earlier:
         earlier_keys = folder / "earlier"
         stages.append(EarlierStage("deduplicate/earlier", earlier_keys, settings, earlier))
-    ranges = RangesStage("deduplicate/ranges", folder / "ranges", settings, candidates, folder / "runs", earlier_keys)
+    ranges = RangesStage(
+        "deduplicate/ranges", folder / "ranges", settings, candidates, folder / "runs", earlier_keys
+    )
     return [*stages, ranges, ShardsStage("deduplicate/shards", folder, settings, folder / "ranges")]
 
 
@@ -337,28 +108,3 @@ def _earlier_folders(asked: list[str], output_dir: Path) -> tuple[Path, ...]:
             )
         folders.append(folder)
     return tuple(folders)
-
-
-def _rows_of(folder: Path) -> dict[str, int]:
-    """Rows in each finished shard of a stage."""
-    return {name: read_stats(folder, name)["counts"]["rows_out"] for name in finished_shards(folder)}
-
-
-def _num_ranges(candidates: Path, settings: dict[str, Any]) -> int:
-    """How many parts the key space is split into: each has about as many of the candidates as a run."""
-    rows_per_range = min(settings["rows_per_run"], settings["rows_per_shard"] * _MAX_PIECES // 2)
-    return min(max(1, -(-sum(_rows_of(candidates).values()) // rows_per_range)), 99_999)
-
-
-def _keys(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Both halves of the keys of a table of runs."""
-    return table.column("high").to_numpy(), table.column("low").to_numpy()
-
-
-def _piece_name(range_name: str, piece: int) -> str:
-    return f"{range_name}.{piece:03d}.parquet"
-
-
-def _drop(counts: Counts, reason: DropReason, rows: int) -> None:
-    if rows:
-        counts.dropped[reason.value] += rows

@@ -7,6 +7,7 @@ and a binary search would first copy it into memory.)
 
 import binascii
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ class DeduplicateBy(str, Enum):
     url = "url"  # an image address, with one of its texts: the key is the XXH3-128 of the address
 
 
-def keys_of_hex(text: bytes) -> np.ndarray:
+def keys_of_hex(text: bytes | memoryview) -> np.ndarray:
     """[N, 2] uint64 from N times 32 hex digits without a separator.
 
     Raises:
@@ -66,7 +67,7 @@ def _keys_of_chunk(chunk: pa.LargeStringArray, by: DeduplicateBy) -> np.ndarray:
             raise ValueError("a uid is not 32 hex digits")
         return keys_of_hex(view[offsets[0] : offsets[-1]])
     digest, ends = xxhash.xxh3_128_digest, offsets.tolist()
-    packed = b"".join([digest(view[start:end]) for start, end in zip(ends, ends[1:], strict=False)])
+    packed = b"".join([digest(view[start:end]) for start, end in pairwise(ends)])
     return np.frombuffer(packed, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
@@ -83,11 +84,12 @@ def range_of(high: np.ndarray, index: int, num_ranges: int) -> slice:
     return slice(start, end)
 
 
-def find(high: np.ndarray, low: np.ndarray, wanted_high: np.ndarray, wanted_low: np.ndarray) -> np.ndarray:
-    """[N] int64: where each of N wanted keys stands among sorted keys, or -1.
+def find(keys: np.ndarray, wanted_high: np.ndarray, wanted_low: np.ndarray) -> np.ndarray:
+    """[N] int64: where each of N wanted keys stands among sorted ones, [2, M], or -1.
 
     Quick when the wanted keys are sorted too: neighbours are then looked for in the same place.
     """
+    high, low = keys
     if not len(high):
         return np.full(len(wanted_high), -1, np.int64)
     place = np.searchsorted(high, wanted_high)

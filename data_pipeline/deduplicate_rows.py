@@ -1,16 +1,16 @@
-"""Candidate rows as deduplication moves them: read, one kept of each key, gathered, written.
+"""Candidate rows as deduplication moves them: read, gathered, written to runs and read back.
 
 A row is moved twice, so moving is what costs. Columns with few values (the crawl file above all) stay encoded as
 dictionaries all the way, the uid is two numbers until it is written, and runs are Arrow files with LZ4, which take half
 the time of Parquet. Only keys are sorted; rows are gathered once, in the order in which they are written.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
@@ -18,15 +18,7 @@ from crawl2clip.errors import DataError
 from crawl2clip.schema import CANDIDATE_SCHEMA
 from data_pipeline.deduplicate_keys import DeduplicateBy, hex_of_keys, key_bounds, keys_of
 
-WINNER_ORDER = ("page_date", "crawl_file", "offset", "text_source", "page_url")
-"""Of rows with one key the least by these columns stays, nulls last; then by the other columns, so that it is always
-the same row, whatever order the rows came in."""
-
 _FEW_VALUES = ("text_source", "page_language", "license", "crawl_file")
-_LAST = np.iinfo(np.int64).max
-_DATE_DIGITS = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]  # of YYYY-MM-DDTHH:MM:SSZ
-_DATE_FORM = np.frombuffer(b"0000-00-00T00:00:00Z", np.uint8)
-
 _REQUIRED = [field.name for field in CANDIDATE_SCHEMA if not field.nullable]
 
 
@@ -102,7 +94,9 @@ def column_keys(table: pa.Table, by: DeduplicateBy, path: str) -> np.ndarray:
     try:
         return keys_of(table.column(name), by)
     except ValueError as error:
-        raise DataError(f"{path} holds what is no candidate ({error}); make it again with stage=extract") from error
+        raise DataError(
+            f"{path} holds what is no candidate ({error}); make it again with stage=extract"
+        ) from error
 
 
 def _some_rows(file: pq.ParquetFile, rows: slice) -> pa.Table:
@@ -128,116 +122,15 @@ def joined(tables: list[pa.Table]) -> pa.Table:
         column = table.column(name)
         table = table.drop_columns([name])
         whole = column.combine_chunks()
-        columns[name] = _one_array(whole)
+        columns[name] = one_array(whole)
     return pa.table(columns)
 
 
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """What `combine_chunks` gave, as an array also in the versions where it gives one chunk."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-# One row of each key
-
-
-def first_of_each(table: pa.Table, high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Indices of the rows to keep, one for each key, in the order of the keys.
-
-    Args:
-        table: rows with the columns of `ROW_SCHEMA` that are not in the key, each in one piece.
-        high: [N] uint64 of their keys.
-        low: [N] uint64.
-    """
-    order = np.argsort(high)
-    sorted_high = high[order]
-    alike = sorted_high[1:] == sorted_high[:-1]
-    if not alike.any():
-        return order
-    sorted_low = low[order]
-    if (alike & (sorted_low[1:] != sorted_low[:-1])).any():  # two keys with one high half, or out of order
-        order = np.lexsort((low, high))
-        sorted_high, sorted_low = high[order], low[order]
-        alike = (sorted_high[1:] == sorted_high[:-1]) & (sorted_low[1:] == sorted_low[:-1])
-    starts = np.flatnonzero(np.concatenate([[True], ~alike]))
-    kept = order[starts]
-    sizes = np.diff(np.append(starts, len(order)))
-    many = np.flatnonzero(sizes > 1)
-    within = np.repeat(sizes > 1, sizes)
-    kept[many] = _least(table, order[within], sizes[many])
-    return kept
-
-
-def _least(table: pa.Table, rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The least row of each group by `WINNER_ORDER` and then the other columns.
-
-    Column by column, only the rows that are still equal are looked at: most groups end at the page date.
-
-    Args:
-        table: the table.
-        rows: indices into it, group after group.
-        sizes: rows of each group.
-    """
-    least = np.empty(len(sizes), np.int64)
-    open_groups = np.arange(len(sizes))
-    others = [name for name in CANDIDATE_SCHEMA.names if name not in WINNER_ORDER]
-    for name in (*WINNER_ORDER, *others):
-        if name not in table.column_names:  # a uid that is the key
-            continue
-        codes = _in_order(table.column(name).take(pa.array(rows)))
-        starts = np.cumsum(sizes) - sizes
-        smallest = codes == np.repeat(np.minimum.reduceat(codes, starts), sizes)
-        rows, sizes = rows[smallest], np.add.reduceat(smallest, starts, dtype=np.int64)
-        single = sizes == 1
-        done = np.repeat(single, sizes)
-        least[open_groups[single]] = rows[done]
-        rows, sizes, open_groups = rows[~done], sizes[~single], open_groups[~single]
-        if not len(rows):
-            return least
-    least[open_groups] = rows[np.cumsum(sizes) - sizes]  # equal in every column
-    return least
-
-
-def _in_order(column: pa.ChunkedArray) -> np.ndarray:
-    """[N] int64 that are ordered, and equal, as the column's values are; nulls last."""
-    if pa.types.is_dictionary(column.type):
-        whole = _one_array(column.unify_dictionaries().combine_chunks())
-        values = whole.dictionary.to_pylist()
-        places = np.empty(len(values) + 1, np.int64)
-        places[sorted(range(len(values)), key=values.__getitem__)] = np.arange(len(values))
-        places[len(values)] = _LAST
-        return places[whole.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)]
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64()).fill_null(_LAST).to_numpy()
-    dates = _date_numbers(column)
-    if dates is not None:
-        return dates
-    ranks = pc.rank(column, sort_keys="ascending", null_placement="at_end", tiebreaker="dense")
-    return ranks.to_numpy().astype(np.int64)
-
-
-def _date_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Dates of the form YYYY-MM-DDTHH:MM:SSZ as the number of their digits; None when any value has another form."""
-    lengths = pc.binary_length(column).fill_null(20)
-    if column.null_count == len(column) or not pc.all(pc.equal(lengths, 20)).as_py():
-        return None
-    filled = column.fill_null(_DATE_FORM.tobytes().decode())
-    whole = _one_array(filled.combine_chunks()).cast(pa.large_string())
-    start = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset]
-    text = np.frombuffer(whole.buffers()[2], np.uint8)[start : start + 20 * len(whole)].reshape(-1, 20)
-    numbers = np.zeros(len(whole), np.int64)
-    for place in range(20):
-        values = text[:, place]
-        if place in _DATE_DIGITS:
-            digits = values - np.uint8(48)
-            if (digits > 9).any():
-                return None
-            numbers = numbers * 10 + digits
-        elif (values != _DATE_FORM[place]).any():
-            return None
-    numbers[column.is_null().to_numpy()] = _LAST
-    return numbers
 
 
 # Runs
@@ -257,14 +150,16 @@ def write_run(table: pa.Table, rows: np.ndarray, path: Path, num_ranges: int) ->
     cuts = [0, *np.searchsorted(high, key_bounds(num_ranges)).tolist(), len(rows)]
     options = ipc.IpcWriteOptions(compression="lz4")
     with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, table.schema, options=options) as writer:
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             part = table.take(pa.array(rows[start:end])).combine_chunks()
             batches = part.to_batches()
             writer.write_batch(batches[0] if batches else _no_rows(table))
 
 
 def _no_rows(table: pa.Table) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([column.chunk(0).slice(0, 0) for column in table.columns], schema=table.schema)
+    return pa.RecordBatch.from_arrays(
+        [column.chunk(0).slice(0, 0) for column in table.columns], schema=table.schema
+    )
 
 
 def read_range(runs: Iterable[str], index: int, num_ranges: int) -> pa.Table:
@@ -294,9 +189,8 @@ def read_range(runs: Iterable[str], index: int, num_ranges: int) -> pa.Table:
 # Download shards
 
 
-def write_shards(table: pa.Table, rows: np.ndarray, paths: Iterator[Path] | list[Path], by: DeduplicateBy) -> None:
+def write_shards(table: pa.Table, rows: np.ndarray, paths: Sequence[Path], by: DeduplicateBy) -> None:
     """Writes rows of a table of runs as candidate files of nearly equal size, in the order given."""
-    paths = list(paths)
     size = -(-len(rows) // max(len(paths), 1))
     for number, path in enumerate(paths):
         part = table.take(pa.array(rows[number * size : (number + 1) * size]))
@@ -306,10 +200,6 @@ def write_shards(table: pa.Table, rows: np.ndarray, paths: Iterator[Path] | list
         # Without Arrow's own schema, readers get the plain strings of CANDIDATE_SCHEMA and not our dictionaries.
         pq.write_table(
             part.select(ROW_SCHEMA.names).cast(ROW_SCHEMA), path, compression="zstd", store_schema=False,
-            use_dictionary=list(_FEW_VALUES), row_group_size=max(part.num_rows, 1),
+            use_dictionary=list(_FEW_VALUES),  # pyright: ignore[reportArgumentType]  # its stub knows a bool only
+            row_group_size=max(part.num_rows, 1),
         )  # fmt: skip
-
-
-__all__ = [
-    "ROW_SCHEMA", "WINNER_ORDER", "column_keys", "file_keys", "first_of_each", "joined", "read_candidates", "read_range", "with_keys", "write_run", "write_shards",
-]  # fmt: skip

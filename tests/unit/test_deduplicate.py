@@ -16,7 +16,8 @@ from crawl2clip.schema import CANDIDATE_SCHEMA, uid_of, uids_to_array
 from data_pipeline.blocklist import BlockKind, hash_of
 from data_pipeline.deduplicate import DeduplicateConfig, make_stages
 from data_pipeline.deduplicate_keys import DeduplicateBy
-from data_pipeline.deduplicate_rows import WINNER_ORDER, first_of_each, read_candidates
+from data_pipeline.deduplicate_rows import read_candidates
+from data_pipeline.deduplicate_winner import WINNER_ORDER, first_of_each
 from data_pipeline.stage import (
     MANIFEST,
     STATS_SUFFIX,
@@ -183,7 +184,10 @@ def test_settings_are_checked(tmp_path):
     (tmp_path / "unfinished" / "deduplicated" / f"00000000{STATS_SUFFIX}").unlink()
     write_candidates(tmp_path / "old" / "deduplicated", {"00000000": []})
     for earlier, message in (
-        (["nowhere"], r"earlier names nowhere, but nowhere/deduplicated/manifest\.json is not there: give the"),
+        (
+            ["nowhere"],
+            r"earlier names nowhere, but nowhere/deduplicated/manifest\.json is not there: give the",
+        ),
         ([str(tmp_path / "new")], r"/new, which is this run's own output_dir"),
         ([str(tmp_path / "old")] * 2, r"/old twice; name each earlier run once"),
         ([str(tmp_path / "unfinished")], r"stage=deduplicate has 0 of 1 shards; finish that run first"),
@@ -196,7 +200,11 @@ def test_a_run_has_one_batch_for_each_range(tmp_path):
     write_candidates(tmp_path / "candidates", {"x": many(9000, repeated=0)})
     deduplicate(tmp_path, rows_per_run=3000, rows_per_shard=3000)
     runs = sorted((tmp_path / "deduplicated" / "runs").glob("*.arrow"))
-    assert [path.name for path in runs] == ["00000-0-3000.arrow", "00001-3000-6000.arrow", "00002-6000-9000.arrow"]
+    assert [path.name for path in runs] == [
+        "00000-0-3000.arrow",
+        "00001-3000-6000.arrow",
+        "00002-6000-9000.arrow",
+    ]
     sizes = []
     for path in runs:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
@@ -214,7 +222,9 @@ def test_one_pair_repeated_without_end_leaves_each_run_once(tmp_path):
     write_candidates(tmp_path / "candidates", {"a": flood[:3000], "b": flood[3000:] + rows})
     shards, counts = deduplicate(tmp_path, rows_per_run=500)
     assert sum(table.num_rows for table in shards.values()) == 50
-    assert counts[0].rows_out <= 50 + 11  # what the ranges have to read: of the flood one row for each of 11 runs
+    assert (
+        counts[0].rows_out <= 50 + 11
+    )  # what the ranges have to read: of the flood one row for each of 11 runs
     assert counts[0].dropped["duplicate"] + counts[1].dropped["duplicate"] == 5000
 
 
@@ -257,7 +267,10 @@ def test_the_winner_is_that_of_a_plain_sort(tmp_path, by):
     rows = []
     for _ in range(3000):
         row = candidate(f"http://h/{rng.randrange(20)}", f"text {rng.randrange(3)}")
-        row |= {"page_date": rng.choice(dates[: rng.choice([3, 5])]), "crawl_file": rng.choice(["b", "a", None])}
+        row |= {
+            "page_date": rng.choice(dates[: rng.choice([3, 5])]),
+            "crawl_file": rng.choice(["b", "a", None]),
+        }
         row |= {"offset": rng.choice([None, 7, 2]), "text_source": rng.choice(["alt", "title"])}
         row |= {"page_url": rng.choice(["http://p/", "http://q/", None]), "license": rng.choice([None, "cc"])}
         rows.append(row)
@@ -338,7 +351,9 @@ def test_a_damaged_earlier_run_is_named(tmp_path):
     deduplicate(tmp_path / "a")
     path = tmp_path / "a" / "deduplicated" / "00000000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TooManyFailures, match=r"a/deduplicated/00000000\.parquet cannot be read as deduplicated"):
+    with pytest.raises(
+        TooManyFailures, match=r"a/deduplicated/00000000\.parquet cannot be read as deduplicated"
+    ):
         deduplicate(tmp_path / "b", earlier=[str(tmp_path / "a")])
 
 
@@ -349,7 +364,9 @@ def test_bad_candidate_files_are_named(tmp_path):
     whole = pa.Table.from_pylist(many(3000, repeated=0), CANDIDATE_SCHEMA)
     pq.write_table(whole, tmp_path / "whole.parquet")
     data = (tmp_path / "whole.parquet").read_bytes()
-    bad_uid = pa.Table.from_pylist([candidate("http://h/", "a") | {"uid": uid} for uid in ("0" * 32, "z" * 32)])
+    bad_uid = pa.Table.from_pylist(
+        [candidate("http://h/", "a") | {"uid": uid} for uid in ("0" * 32, "z" * 32)]
+    )
     short_uid = pa.Table.from_pylist([candidate("http://h/", "a") | {"uid": "00"}])
     no_url = pa.Table.from_pylist([candidate("http://h/", "a") | {"url": None}])
     cases = {
@@ -357,7 +374,10 @@ def test_bad_candidate_files_are_named(tmp_path):
         "empty": (b"", "cannot be read as candidates"),
         "html": (b"<html>not found</html>" * 9, "cannot be read as candidates"),
         "damaged": (data[:500] + bytes(len(data) - 4000) + data[-3500:], "cannot be read as candidates"),
-        "columns": (whole.drop_columns(["url", "offset"]), "lacks the columns url, offset; candidates come from"),
+        "columns": (
+            whole.drop_columns(["url", "offset"]),
+            "lacks the columns url, offset; candidates come from",
+        ),
         "types": (whole.set_column(1, "url", pa.array([[1]] * 3000)), "cannot be read as candidates"),
         "bad_uid": (bad_uid, "holds what is no candidate"),
         "short_uid": (short_uid, r"holds what is no candidate \(a uid is not 32 hex digits\)"),
@@ -437,7 +457,10 @@ def test_another_text_takes_the_place_of_a_blocked_one(tmp_path):
 
 def test_a_list_that_blocks_nothing_or_everything(tmp_path):
     listed = tmp_path / "blocked.txt"
-    for name, entry in (("nothing", "# nothing"), ("everything", f"domain:{hash_of(BlockKind.domain, 'org')}")):
+    for name, entry in (
+        ("nothing", "# nothing"),
+        ("everything", f"domain:{hash_of(BlockKind.domain, 'org')}"),
+    ):
         listed.write_text(entry)
         rows = [candidate(f"http://h{index}.org/a.jpg", "a") for index in range(5)]
         write_candidates(tmp_path / name / "candidates", {"x": rows})
@@ -455,5 +478,5 @@ def test_another_content_of_a_blocklist_is_noticed(tmp_path):
     listed.write_text(f"domain:{hash_of(BlockKind.domain, 'host1')}")
     deduplicate(tmp_path, blocklist=[str(listed)])
     listed.write_text(f"domain:{hash_of(BlockKind.domain, 'host2')}")
-    with pytest.raises(ConfigError, match="was made by another run .*setting blocklist was"):
+    with pytest.raises(ConfigError, match=r"was made by another run .*setting blocklist was"):
         deduplicate(tmp_path, blocklist=[str(listed)])
