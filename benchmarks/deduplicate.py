@@ -4,10 +4,10 @@
 
 The rows are made here, 30% of them repeat a pair; benchmarks/deduplicate_rows.py says how they look. All sides read
 the same files and write parquet with zstd level 1. `ours` is the whole stage with two workers: rows in the order of
-their uids, the earliest page's row of each pair, download shards of 10,000 rows with their checksums. The peers have two
-threads, keep any row of a pair and write in any order; DuckDB has 2 GB and is installed in an environment of its own,
-made when it is not there, Polars has what it takes. CPU seconds and the peak of resident memory are the kernel's, of
-each side's processes: CPU of all together, memory of the largest. Sides run in turn; figures are medians.
+their uids, the earliest page's row of each pair, download shards of 10,000 rows with their checksums. The peers have
+two threads, keep any row of a pair and write in any order; DuckDB has 2 GB and is installed in an environment of its
+own, made when it is not there; Polars has what it takes. CPU seconds and the peak of resident memory are the kernel's,
+of each side's processes: CPU of all together, memory of the largest. Sides run in turn; figures are medians.
 """
 
 import json

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 class DeduplicateConfig:
     """What is kept once, what is left out, how much is sorted at once, and how large download shards are."""
 
-    rows_per_run: int = MISSING  # candidates in memory at once, at about 500 bytes each
+    # Candidates in memory at once, at about 500 bytes each. There are as many runs as ranges, and each range reads a
+    # piece of each run, so this grows with the square root of the crawl: 30 million for 40 billion candidates.
+    rows_per_run: int = MISSING
     rows_per_shard: int = MISSING  # candidates of a download shard, at most
     by: DeduplicateBy = (
         DeduplicateBy.pair

@@ -5,45 +5,55 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crawl_files import image, member, wat_record, wat_value
-from toy_stages import outputs
+from toy_stages import InlineExecutor, outputs
 
 from crawl2clip.files import read_json, write_json
 from crawl2clip.schema import CANDIDATE_SCHEMA, uid_of
 from data_pipeline.blocklist import BlockKind, hash_of
-from data_pipeline.stage import MANIFEST, STATS_SUFFIX, finished_shards
+from data_pipeline.deduplicate import DeduplicateConfig, make_stages
+from data_pipeline.executors.local import LocalExecutor
+from data_pipeline.stage import MANIFEST, STATS_SUFFIX, finished_shards, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"blocklist": "blocklist", "runs": "runs", "earlier": "earlier", "ranges": "ranges", "shards": ""}
 
-PIPELINE = """
+PROGRAM = """
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from test_pipeline_deduplicate import deduplicate
 from toy_stages import DyingExecutor
-from data_pipeline import deduplicate
-from data_pipeline.executors.local import LocalExecutor
-from data_pipeline.stage import run_stage
 
 if __name__ == "__main__":
-    output_dir, earlier, blocklist, workers, dies_in = sys.argv[1:]
-    sizes = dict(rows_per_run=300, rows_per_shard=100)
-    asked = deduplicate.DeduplicateConfig(**sizes, earlier=[earlier], blocklist=[blocklist])
-    settings = dict(num_workers=int(workers), retries=0, shard_timeout_s=60)
-    executor = DyingExecutor(f"deduplicate/{dies_in}", 1, **settings) if dies_in else LocalExecutor(**settings)
-    for stage in deduplicate.make_stages(SimpleNamespace(output_dir=output_dir, deduplicate=asked)):
-        run_stage(stage, executor, max_failed_fraction=0)
+    output_dir, given, dies_in = sys.argv[1:]
+    executor = DyingExecutor(f"deduplicate/{dies_in}", 1, num_workers=2, retries=0, shard_timeout_s=60)
+    deduplicate(Path(output_dir), Path(given), {dies_in: executor})
 """
 
 
-def run(output_dir, given, *, workers=2, dies_in=""):
-    """The program's exit status."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    words = [output_dir, given / "earlier", given / "blocked.txt", workers, dies_in]
-    command = [sys.executable, "-c", PIPELINE, *map(str, words)]
+def deduplicate(output_dir, given, executors=None):
+    """Runs all steps, in this process where `executors` names no other for a step."""
+    asked = DeduplicateConfig(
+        rows_per_run=300,
+        rows_per_shard=100,
+        earlier=[str(given / "earlier")],
+        blocklist=[str(given / "blocked.txt")],
+    )
+    for stage in make_stages(SimpleNamespace(output_dir=str(output_dir), deduplicate=asked)):
+        executor = (executors or {}).get(stage.name.rpartition("/")[2], InlineExecutor())
+        run_stage(stage, executor, max_failed_fraction=0)
+
+
+def run_until_killed(output_dir, given, dies_in):
+    """The exit status of a process that is killed when the step has made one shard."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "integration")))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, str(output_dir), str(given), dies_in]
     return subprocess.run(
         command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, check=False
     ).returncode
@@ -119,7 +129,7 @@ def made(output_dir):
 @pytest.fixture(scope="module")
 def unbroken(given, tmp_path_factory):
     folder = start(given, tmp_path_factory.mktemp("unbroken") / "out")
-    assert run(folder, given) == 0
+    deduplicate(folder, given)
     files = made(folder)
     shards = [name for name in files if "/" not in name]
     uids = [
@@ -138,19 +148,19 @@ def unbroken(given, tmp_path_factory):
 def test_kill_and_rerun_give_the_bytes_of_an_unbroken_run(step, given, unbroken, tmp_path):
     """kill -9 in the middle of every step; the next run finishes what is missing."""
     output_dir = start(given, tmp_path / "out")
-    assert run(output_dir, given, dies_in=step) == -signal.SIGKILL
+    assert run_until_killed(output_dir, given, step) == -signal.SIGKILL
     assert len(finished_shards(output_dir / "deduplicated" / STEPS[step])) >= 1
     assert made(output_dir) != unbroken or step in ("shards", "blocklist")
-    assert run(output_dir, given) == 0
+    deduplicate(output_dir, given)
     assert made(output_dir) == unbroken
     # Of a step whose only shard was in place, the empty folder in which it was made stays.
     assert not [path for folder in output_dir.rglob(".tmp") for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_bytes_do_not_depend_on_the_number_of_workers(workers, given, unbroken, tmp_path):
+def test_the_bytes_do_not_depend_on_the_number_of_workers(given, unbroken, tmp_path):
     output_dir = start(given, tmp_path / "out")
-    assert run(output_dir, given, workers=workers) == 0
+    workers = LocalExecutor(num_workers=3, retries=0, shard_timeout_s=60)
+    deduplicate(output_dir, given, dict.fromkeys(("runs", "ranges"), workers))
     assert made(output_dir) == unbroken
 
 
