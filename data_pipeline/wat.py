@@ -111,7 +111,7 @@ def read_wat_page(payload: bytes, wanted: Collection[str]) -> Page | RecordFault
         base_href=html.Head.Base,
         language=metas.language.get("HTML@/lang") or metas.language.get("HTML@/xml:lang") or None,
         license=_license(html) if _CREATIVE_COMMONS in payload else None,
-        opted_out=opts_out(metas.robots) or _header_opts_out(response.Headers),
+        opted_out=(bool(metas.robots) and opts_out(metas.robots)) or _header_opts_out(response.Headers),
         images=images,
         textless_links=textless_links,
         bad_links=bad_links,
