@@ -4,7 +4,7 @@
 
 Mutates the JSON or HTML of records, whole records, and whole files (cut, spliced, with flipped bytes and bytes from
 elsewhere), and checks after each that every image link is accounted for, that every reason is one of the closed lists
-and that what was written can be read back. Prints how many files were tried; the one that fails is written to runs/fuzz/
+and that what was written can be read back. Prints how many files were tried; one that fails is written to runs/fuzz/
 and its path printed. The seconds are CPU time.
 """
 
