@@ -98,7 +98,11 @@ def _read_parquet(path: str) -> Iterator[_Entries]:
 
 def _is_text(type_: pa.DataType) -> bool:
     type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    return str(type_) in (
+        "string",
+        "large_string",
+        "string_view",
+    )  # the last is polars', and new in pyarrow 16
 
 
 def _read_text(path: str) -> Iterator[_Entries]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +93,8 @@ def test_all_forms_give_the_same_entries(tmp_path):
     assert (
         entries(parquet(tmp_path / "coded.parquet", coded, pa.array(hashes, pa.large_string()))) == expected
     )
+    pl.DataFrame({"kind": kinds, "hash": hashes}).write_parquet(tmp_path / "polars.parquet")
+    assert entries(tmp_path / "polars.parquet") == expected
     lines = [f"{kind}:{text}" for kind, text in zip(kinds, hashes, strict=True)]
     (tmp_path / "a.txt").write_text("# comment\r\n\r\n" + "\r\n".join(lines))
     assert entries(tmp_path / "a.txt") == expected
