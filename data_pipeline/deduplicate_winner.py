@@ -92,8 +92,8 @@ def _in_order(column: pa.ChunkedArray) -> np.ndarray:
     if dates is not None:
         return dates
     ranks = pc.call_function(
-        "rank", [column], pc.RankOptions("ascending", null_placement="at_end", tiebreaker="dense")
-    )
+        "rank", [column], pc.RankOptions("ascending", tiebreaker="dense")
+    )  # nulls at the end
     return ranks.to_numpy().astype(np.int64)
 
 
