@@ -65,7 +65,9 @@ def _write_file(path: Path, name: str, numbers: np.ndarray, unique: int, layout:
         for start in range(0, len(numbers), _BATCH):
             frame = _rows(numbers[start : start + _BATCH], unique, name, layout)
             size += sum(
-                int(frame[column].str.len_bytes().sum()) for column in frame.columns if column != "offset"
+                int(frame[column].str.len_bytes().sum())
+                for column, kind in frame.schema.items()
+                if kind == pl.String
             )
             writer.write_table(frame.to_arrow().select(CANDIDATE_SCHEMA.names).cast(CANDIDATE_SCHEMA))
     return size + (8 * len(numbers) if layout == "full" else 0)
@@ -96,6 +98,7 @@ def _rows(numbers: np.ndarray, unique: int, name: str, layout: str) -> pl.DataFr
         ),
         page_date=pl.from_epoch(seconds + 1_715_990_000, time_unit="s").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+    frame = frame.with_columns(width_hint=pl.lit(None, pl.Int32), height_hint=pl.lit(None, pl.Int32))
     null = pl.lit(None, pl.String)
     if layout == "narrow":
         return frame.with_columns(

@@ -104,9 +104,9 @@ def main(mode: str, wat: Path, rest: list[str]) -> dict[str, object]:
         texts = texts_of(wat)
         told["texts"] = len(texts)
         if mode == "language":
-            from data_pipeline.language import Detector
+            from data_pipeline.language import LanguageDetector, make_detector
 
-            cleaned, detector = [clean_text(text) for text in texts], Detector()
+            cleaned, detector = [clean_text(text) for text in texts], make_detector(LanguageDetector.fasttext)
             started = time.process_time()
             detector.detect(cleaned)
         else:
