@@ -17,13 +17,12 @@ HUGE = 200_000_000  # bytes; more than the whole process may hold
 MAX_MEMORY_MB = 300
 
 EXTRACT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from crawl_files import extract
-import crawl_files
+from process_memory import peak_bytes
 rows, counts = extract(Path(sys.argv[1]), Path(sys.argv[2]), max_record_bytes=50_000_000)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps([len(rows), counts.dropped, counts.extra, peak]))
+print(json.dumps([len(rows), counts.dropped, counts.extra, peak_bytes() / 1e6]))
 """
 
 

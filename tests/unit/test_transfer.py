@@ -263,20 +263,17 @@ def test_memory_does_not_grow_with_the_file(server, tmp_path):
     with open(tmp_path / "bucket" / "large", "wb") as file:
         file.truncate(200_000_000)
     program = (
-        "import resource, sys\nfrom pathlib import Path\nfrom data_pipeline.transfer import Patience, fetch\n"
+        "import sys\nfrom pathlib import Path\nfrom data_pipeline.transfer import Patience, fetch\n"
+        "from process_memory import peak_bytes\n"
         "for name in ('f', 'large'):\n"
         "    fetch(f'{sys.argv[1]}/bucket/{name}', Path(sys.argv[2]), Patience(0, 0.0, 20.0, 60.0))\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "    print(peak_bytes())\n"
     )
     command = [sys.executable, "-c", program, server.url, str(tmp_path / "got")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    small, large = (int(line) * resource_unit() for line in done.stdout.split())
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    small, large = map(int, done.stdout.split())
     assert large - small < 20_000_000
-
-
-def resource_unit():
-    """Bytes in which this system counts memory."""
-    return 1 if sys.platform == "darwin" else 1024
 
 
 # S3: real s3fs
