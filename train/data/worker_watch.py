@@ -164,7 +164,10 @@ def _dead_workers(
     # torch keeps its processes to itself; a version that hides them leaves us with its own message.
     workers = getattr(batches, "_workers", [])
     if wait_s and workers:
-        wait([worker.sentinel for worker in workers], timeout=wait_s)
+        ending = wait([worker.sentinel for worker in workers], timeout=wait_s)
+        for worker in workers:
+            if worker.sentinel in ending:  # its files are closed; its exit status comes a little later
+                worker.join(wait_s)
     return [
         (
             state,
