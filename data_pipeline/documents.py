@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOCUMENT_SCHEMA, document_uid, uid_of
-from data_pipeline.extract import ExtractConfig
+from data_pipeline.extract import ExtractConfig, ExtractStage
 from data_pipeline.interleave import read_interleaved
 from data_pipeline.page import ImageLink, language_tag
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
     CrawlForm,
-    SourceConfig,
     SourceKind,
     first_bytes_of,
     form_of,
@@ -34,7 +33,7 @@ from data_pipeline.sources import (
     local_copy,
     validate_source,
 )
-from data_pipeline.stage import Counts, Shard, Stage
+from data_pipeline.stage import Counts, Shard
 from data_pipeline.text import clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import HtmlRecord, read_html_record
@@ -56,25 +55,8 @@ class DocumentFault(str, Enum):
 
 
 @dataclass
-class DocumentsStage(Stage):
-    """Reads WARC files.
-
-    Attributes:
-        source: where they are.
-        config: the extract stage's settings, as far as they concern a page's images.
-        cache: folder for a crawl's list of files.
-    """
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    source: SourceConfig
-    config: ExtractConfig
-    cache: Path
-
-    def shards(self) -> list[Shard]:
-        """One for each crawl file."""
-        return [Shard(file.name, (file.location, file.label)) for file in list_files(self.source, self.cache)]
+class DocumentsStage(ExtractStage):
+    """Reads WARC files, with the extract stage's settings as far as they concern a page's images."""
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Reads one crawl file."""

@@ -115,6 +115,7 @@ class _ImageReader:
         self.caption = ""  # of the open figure
 
     def read(self, tag: Tag, html: str) -> None:
+        """Takes the page's next tag of `TAGS`."""
         if tag.name == "img":
             if not tag.is_end:
                 self._read_image(tag.attributes)

@@ -101,6 +101,7 @@ class _Reader:
         self.position = 0  # of the last record seen, whole or not
 
     def records(self) -> Iterator[tuple["WarcRecord", bytes]]:
+        """Yields every whole record that is wanted, in the file's order, with its payload."""
         start: int | None = 0
         fault_reported = False
         while start is not None:

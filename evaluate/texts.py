@@ -99,6 +99,7 @@ class TextFeatures:
         shown = self._show_progress and world.is_main
 
         def share() -> NDArray[np.float32]:
+            """This rank's batches: features [n, D] of its texts, in the order of their lengths."""
             parts = [self._nothing()]
             with progress(
                 total=len(texts), desc=f"encode texts of {what}", unit="text", disable=not shown

@@ -33,6 +33,14 @@ class NNetLanguageIdentifier:
         return Result(text)
 """
 
+HIDDEN = """
+import importlib.util
+
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "gcld3" else find(name, package)
+"""
+"""As if cld3-py were not installed."""
+
 
 @pytest.fixture
 def crawl(tmp_path):
@@ -105,16 +113,17 @@ def test_the_help_says_what_to_give():
         assert words in printed
 
 
-@pytest.mark.skipif(HAS_CLD3, reason="cld3-py is installed here")
 def test_the_exact_recipe_without_its_package_ends_before_any_work(crawl):
+    (crawl / "hidden").mkdir()
+    (crawl / "hidden" / "sitecustomize.py").write_text(HIDDEN)
     status, _, errors = command(
         "data_pipeline", f"output_dir={crawl}/out", f"source.files=['{crawl}/a.wat.gz']", "recipe=laion5b_exact",
-        "stage=extract",
+        "stage=extract", path=crawl / "hidden",
     )  # fmt: skip
     assert (status, (crawl / "out").exists()) == (0, True)  # extraction asks for no detector
     status, _, errors = command(
         "data_pipeline", f"output_dir={crawl}/new", f"source.files=['{crawl}/a.wat.gz']", "recipe=laion5b_exact",
-        "download.user_agent='tests/1.0 (+https://example.org/bot)'",
+        "download.user_agent='tests/1.0 (+https://example.org/bot)'", path=crawl / "hidden",
     )  # fmt: skip
     assert status == 2
     assert "error: language detector 'cld3' needs the package cld3-py" in errors

@@ -113,7 +113,7 @@ def run(seconds: float, seed: int) -> None:
             data = make_file(rng, form)
             try:
                 seen += check(data, form, Path(folder))
-            except BaseException:
+            except Exception:  # whatever it is, the input is kept and the run ends with it
                 kept = ROOT / "runs" / "fuzz" / f"{seed}-{tried}.{form}"
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(data)
