@@ -12,6 +12,113 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one connection as its server says."""
+
+    owner: "ObjectServer"
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        if "list-type" in self.path:
+            return self._list()
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        file = self.owner.folder / path.lstrip("/")
+        if body:
+            self.owner.requests[path] += 1
+            self.owner.ranges.setdefault(path, []).append(self.headers.get("Range"))
+        if not file.is_file():
+            return self._send(404, b"", {})
+        kind, times = next((t for end, t in self.owner.trouble.items() if path.endswith(end)), ("", 0))
+        kind = kind if self.owner.requests[path] <= times else ""
+        script = next((s for end, s in self.owner.script.items() if path.endswith(end)), [])
+        kind = (script.pop(0) if script else kind) if body else ""
+        if kind == "busy" or kind.isdigit():
+            return self._send(503 if kind == "busy" else int(kind), b"", self.owner.headers)
+        if kind.endswith("page"):
+            form = {"Content-Type": "text/html" if kind == "page" else "application/octet-stream"}
+            return self._send(200, b"<!DOCTYPE html><p>Sorry", form | self.owner.headers)
+        if kind == "slow":
+            time.sleep(3)
+        self._send_file(file, body, kind)
+        more = next((more for end, more in self.owner.changing.items() if path.endswith(end)), b"")
+        if body and more and self.owner.changes_left:
+            self.owner.changes_left -= 1
+            file.write_bytes(file.read_bytes() + more)
+
+    def _send_file(self, file: Path, body: bool, kind: str) -> None:
+        data = file.read_bytes()
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        headers = {
+            "ETag": tag,
+            "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT",
+            "Accept-Ranges": "bytes",
+        }
+        asked, size = self.headers.get("Range"), len(data)
+        same = self.headers.get("If-Range", tag) == tag or kind == "no_if_range"
+        status = 200
+        if asked and same and kind != "no_ranges":
+            first, last = asked.removeprefix("bytes=").split("-")
+            if int(first) >= size:
+                return self._send(416, b"", {"Content-Range": f"bytes */{size}"})
+            data = data[int(first) : int(last) + 1 if last else None]
+            shift = 1 if kind == "wrong_range" else 0
+            end = int(first) + len(data) - 1
+            headers["Content-Range"] = f"bytes {int(first) + shift}-{end}/{size}"
+            status = 206
+        self._send(status, data, headers | self.owner.headers, body, kind)
+
+    def _list(self) -> None:
+        bucket = unquote(urlsplit(self.path).path).strip("/")
+        prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
+        names = sorted(
+            str(p.relative_to(self.owner.folder / bucket))
+            for p in (self.owner.folder / bucket).rglob("*")
+            if p.is_file()
+        )
+        items = "".join(
+            f"<Contents><Key>{name}</Key><Size>{(self.owner.folder / bucket / name).stat().st_size}</Size>"
+            "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
+            for name in names
+            if name.startswith(prefix)
+        )
+        form = "http://s3.amazonaws.com/doc/2006-03-01/"
+        xml = f'<ListBucketResult xmlns="{form}"><IsTruncated>false</IsTruncated>{items}</ListBucketResult>'
+        self._send(200, xml.encode(), {"Content-Type": "application/xml"})
+
+    def _send(self, status, data, headers, body=True, kind="") -> None:
+        self.send_response(status)
+        length = {"Content-Length": str(len(data) + 10 * (kind == "wrong_length"))}
+        if kind in ("no_length", "chunked"):
+            length = {"Transfer-Encoding": "chunked"} if kind == "chunked" else {}
+        for name, value in {**headers, **length}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if kind in ("cut", "no_length", "wrong_length"):
+            self.close_connection = True
+        if kind == "chunked":
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+        if kind == "cut":
+            data = data[: len(data) // 2]
+        if not body:
+            return
+        self.owner.served += len(data)
+        try:
+            for piece in [data] if kind != "drip" else [data[i : i + 1] for i in range(len(data))]:
+                self.wfile.write(piece)
+                time.sleep(0.1 if kind == "drip" else 0)
+        except OSError:
+            pass  # the client gave up waiting
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 class ObjectServer:
     """Serves a folder with ranges.
 
@@ -30,6 +137,7 @@ class ObjectServer:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.requests: Counter[str] = Counter()
         self.ranges: dict[str, list[str | None]] = {}
         self.served = 0
@@ -38,110 +146,8 @@ class ObjectServer:
         self.headers: dict[str, str] = {}
         self.changing: dict[str, bytes] = {}
         self.changes_left = 0
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self._answer(body=False)
-
-            def do_GET(self) -> None:
-                if "list-type" in self.path:
-                    return self._list()
-                self._answer(body=True)
-
-            def _answer(self, body: bool) -> None:
-                path = unquote(urlsplit(self.path).path)
-                file = folder / path.lstrip("/")
-                if body:
-                    outer.requests[path] += 1
-                    outer.ranges.setdefault(path, []).append(self.headers.get("Range"))
-                if not file.is_file():
-                    return self._send(404, b"", {})
-                kind, times = next((t for end, t in outer.trouble.items() if path.endswith(end)), ("", 0))
-                kind = kind if outer.requests[path] <= times else ""
-                script = next((s for end, s in outer.script.items() if path.endswith(end)), [])
-                kind = (script.pop(0) if script else kind) if body else ""
-                if kind == "busy" or kind.isdigit():
-                    return self._send(503 if kind == "busy" else int(kind), b"", outer.headers)
-                if kind.endswith("page"):
-                    form = {"Content-Type": "text/html" if kind == "page" else "application/octet-stream"}
-                    return self._send(200, b"<!DOCTYPE html><p>Sorry", form | outer.headers)
-                if kind == "slow":
-                    time.sleep(3)
-                self._send_file(file, body, kind)
-                more = next((more for end, more in outer.changing.items() if path.endswith(end)), b"")
-                if body and more and outer.changes_left:
-                    outer.changes_left -= 1
-                    file.write_bytes(file.read_bytes() + more)
-
-            def _send_file(self, file: Path, body: bool, kind: str) -> None:
-                data = file.read_bytes()
-                tag = f'"{hashlib.md5(data).hexdigest()}"'
-                headers = {
-                    "ETag": tag,
-                    "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT",
-                    "Accept-Ranges": "bytes",
-                }
-                asked, size = self.headers.get("Range"), len(data)
-                same = self.headers.get("If-Range", tag) == tag or kind == "no_if_range"
-                status = 200
-                if asked and same and kind != "no_ranges":
-                    first, last = asked.removeprefix("bytes=").split("-")
-                    if int(first) >= size:
-                        return self._send(416, b"", {"Content-Range": f"bytes */{size}"})
-                    data = data[int(first) : int(last) + 1 if last else None]
-                    shift = 1 if kind == "wrong_range" else 0
-                    end = int(first) + len(data) - 1
-                    headers["Content-Range"] = f"bytes {int(first) + shift}-{end}/{size}"
-                    status = 206
-                self._send(status, data, headers | outer.headers, body, kind)
-
-            def _list(self) -> None:
-                bucket = unquote(urlsplit(self.path).path).strip("/")
-                prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
-                names = sorted(
-                    str(p.relative_to(folder / bucket)) for p in (folder / bucket).rglob("*") if p.is_file()
-                )
-                items = "".join(
-                    f"<Contents><Key>{name}</Key><Size>{(folder / bucket / name).stat().st_size}</Size>"
-                    "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
-                    for name in names
-                    if name.startswith(prefix)
-                )
-                form = "http://s3.amazonaws.com/doc/2006-03-01/"
-                xml = f'<ListBucketResult xmlns="{form}"><IsTruncated>false</IsTruncated>{items}</ListBucketResult>'
-                self._send(200, xml.encode(), {"Content-Type": "application/xml"})
-
-            def _send(self, status, data, headers, body=True, kind="") -> None:
-                self.send_response(status)
-                length = {"Content-Length": str(len(data) + 10 * (kind == "wrong_length"))}
-                if kind in ("no_length", "chunked"):
-                    length = {"Transfer-Encoding": "chunked"} if kind == "chunked" else {}
-                for name, value in {**headers, **length}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if kind in ("cut", "no_length", "wrong_length"):
-                    self.close_connection = True
-                if kind == "chunked":
-                    data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
-                if kind == "cut":
-                    data = data[: len(data) // 2]
-                if not body:
-                    return
-                outer.served += len(data)
-                try:
-                    for piece in [data] if kind != "drip" else [data[i : i + 1] for i in range(len(data))]:
-                        self.wfile.write(piece)
-                        time.sleep(0.1 if kind == "drip" else 0)
-                except OSError:
-                    pass  # the client gave up waiting
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
