@@ -49,6 +49,7 @@ class CandidateColumns:
         self._all = Candidates([], [], [], [])
         self._pages: list[OfPage] = []
         self._nums_of_page: list[int] = []
+        self.num_characters = 0  # of all addresses and texts
 
     def add(self, page: OfPage, candidates: Candidates) -> None:
         """Adds the candidates of a page."""
@@ -59,6 +60,7 @@ class CandidateColumns:
         every.hints.extend((start + place, width, height) for place, width, height in candidates.hints)
         self._pages.append(page)
         self._nums_of_page.append(len(candidates.urls))
+        self.num_characters += sum(map(len, candidates.urls)) + sum(map(len, candidates.texts))
 
     def to_table(self) -> pa.Table:
         """All candidates, in the order in which they were added. Schema: `CANDIDATE_SCHEMA`."""

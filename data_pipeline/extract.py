@@ -5,9 +5,10 @@ for one reason of `DROP_REASONS`. What is lost before links can be seen, such as
 counted beside the rows, under the reasons of `records.RecordFault`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, unknown_name
 from crawl2clip.schema import CANDIDATE_SCHEMA
+from data_pipeline import native
 from data_pipeline.candidate_columns import CandidateColumns, Candidates, OfPage
-from data_pipeline.page import TEXT_SOURCES, ImageLink, Page, language_tag
+from data_pipeline.page import TEXT_SOURCES, ImageLink, PackedImages, Page, language_tag
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
@@ -36,11 +38,16 @@ from data_pipeline.text import clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import read_warc_page
 from data_pipeline.wat import may_have_images, read_wat_page
+from data_pipeline.wat_native import RowMaker, WatScanner
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
 _ROWS_A_BATCH = 50_000  # candidates held in memory before they are written
+_CHARACTERS_A_BATCH = 32_000_000  # of their addresses and texts
+_LINKS_AT_ONCE = (
+    10_000  # of a page: a million short relative addresses may become a million long absolute ones
+)
 # Columns whose values repeat; a dictionary of the others would be made and thrown away.
 _REPEATED_COLUMNS = ["text_source", "page_url", "page_language", "license", "crawl_file", "page_date"]
 
@@ -164,9 +171,10 @@ def read_pages(
     kind = WarcRecordType.metadata if is_wat else WarcRecordType.response | WarcRecordType.resource
     records = read_records(path, kind, lose, max_bytes=config.max_record_bytes, decode_http=not is_wat)
     wanted = frozenset(config.text_sources)
+    read_wat = _wat_reader(wanted)
     for record, payload in records:
         if is_wat:
-            page = read_wat_page(payload, wanted) if may_have_images(payload) else None
+            page = read_wat(payload) if may_have_images(payload) else None
         else:
             page = read_warc_page(record, payload, wanted)
         if isinstance(page, RecordFault):
@@ -174,6 +182,20 @@ def read_pages(
         elif page is not None:
             counts.extra["pages"] += 1
             yield page, record.stream_pos
+
+
+def _wat_reader(wanted: frozenset[str]) -> Callable[[bytes], Page | RecordFault]:
+    """`read_wat_page`, helped by the compiled scanner where there is one."""
+    library = native.load()
+    if library is None or "alt" not in wanted:
+        return partial(read_wat_page, wanted=wanted)
+    scan = WatScanner(library, wanted).read
+
+    def read(payload: bytes) -> Page | RecordFault:
+        page = scan(payload)
+        return page if page is not None else read_wat_page(payload, wanted)
+
+    return read
 
 
 class CandidateWriter:
@@ -192,6 +214,9 @@ class CandidateWriter:
             use_dictionary=_REPEATED_COLUMNS,  # pyright: ignore[reportArgumentType] (a list of names may stand here)
         )
         self._columns = CandidateColumns(crawl_file)
+        library = native.load()
+        lengths = config.min_text_length, config.max_text_length, config.max_url_length
+        self._row_maker = RowMaker(library, *lengths) if library is not None else None
 
     def __enter__(self) -> "CandidateWriter":
         return self
@@ -219,44 +244,74 @@ class CandidateWriter:
             return
         if page.textless_links:
             dropped[TextFault.no_text.value] += page.textless_links
-        candidates = self._candidates(page.images, base)
+        of_page = OfPage(
+            clean_text(page.url),
+            language_tag(page.language),
+            page.license,
+            offset,
+            clean_text(page.date) if page.date else None,
+        )
+        if isinstance(page.images, PackedImages):
+            self._add_candidates(of_page, self._unpacked_candidates(page.images, base))
+        else:
+            for start in range(0, len(page.images), _LINKS_AT_ONCE):
+                links = page.images[start : start + _LINKS_AT_ONCE]
+                self._add_candidates(of_page, self._candidates(links, base))
+
+    def _add_candidates(self, page: OfPage, candidates: Candidates) -> None:
         if candidates.urls:
-            self._columns.add(
-                OfPage(
-                    clean_text(page.url),
-                    language_tag(page.language),
-                    page.license,
-                    offset,
-                    clean_text(page.date) if page.date else None,
-                ),
-                candidates,
-            )
-        if len(self._columns) >= _ROWS_A_BATCH:
+            self._columns.add(page, candidates)
+        if len(self._columns) >= _ROWS_A_BATCH or self._columns.num_characters >= _CHARACTERS_A_BATCH:
             self._flush()
 
     def _candidates(self, images: list[ImageLink], base: PageBase) -> Candidates:
-        """What a page's image links give; the others are counted as dropped."""
-        config, dropped = self.config, self.counts.dropped
+        """What image links give; the others are counted as dropped."""
         found = urls, texts, text_sources, hints = Candidates([], [], [], [])
-        least, most, longest_url = config.min_text_length, config.max_text_length, config.max_url_length
         for address, text, text_source, width_hint, height_hint in images:
-            text = clean_text(text)
-            if len(text) < least or not text:
-                dropped[(TextFault.text_too_short if text else TextFault.no_text).value] += 1
-                continue
-            if len(text) > most:
-                text = text[:most].rstrip()
-                self.counts.extra["texts_cut"] += 1
-            url = join_url(base, address, max_length=longest_url)
-            if isinstance(url, UrlFault):
-                dropped[url.value] += 1
+            pair = self._pair(address, text, base)
+            if pair is None:
                 continue
             if width_hint is not None or height_hint is not None:
                 hints.append((len(urls), width_hint, height_hint))
-            urls.append(url)
-            texts.append(text)
+            urls.append(pair[0])
+            texts.append(pair[1])
             text_sources.append(text_source)
         return found
+
+    def _unpacked_candidates(self, images: PackedImages, base: PageBase) -> Candidates:
+        """The same by compiled code, and link by link where that does not know what to do."""
+        assert self._row_maker is not None, "links are packed by compiled code"
+        made = self._row_maker.make(images, base)
+        dropped = self.counts.dropped
+        for reason, number in (
+            (TextFault.text_too_short, made.num_too_short),
+            (UrlFault.data_url, made.num_data_urls),
+        ):
+            if number:
+                dropped[reason.value] += number
+        for place in reversed(made.unfinished):
+            pair = self._pair(made.urls[place], made.texts[place], base)
+            if pair is not None:
+                made.urls[place], made.texts[place] = pair
+            else:
+                del made.urls[place], made.texts[place], made.text_sources[place]
+        return Candidates(made.urls, made.texts, made.text_sources, [])
+
+    def _pair(self, address: str, text: str, base: PageBase) -> tuple[str, str] | None:
+        """The (url, text) pair of an image link; None if it is dropped, which is counted."""
+        config, dropped = self.config, self.counts.dropped
+        text = clean_text(text)
+        if len(text) < config.min_text_length or not text:
+            dropped[(TextFault.text_too_short if text else TextFault.no_text).value] += 1
+            return None
+        if len(text) > config.max_text_length:
+            text = text[: config.max_text_length].rstrip()
+            self.counts.extra["texts_cut"] += 1
+        url = join_url(base, address, max_length=config.max_url_length)
+        if isinstance(url, UrlFault):
+            dropped[url.value] += 1
+            return None
+        return url, text
 
     def _flush(self) -> None:
         if len(self._columns):

@@ -86,9 +86,9 @@ class PageReader:
     def finish(self) -> Page:
         """The page, once all its tags have been read; its address and date are left empty."""
         page = self._page
-        page.images = self._images.finish()
+        page.images = images = self._images.finish()
         if (shared := shared_image(self._properties, self._title, self._wanted)) is not None:
-            page.images.append(shared)
+            images.append(shared)
         page.license = creative_commons_license(self._head_links + self._links)  # in the order of a WAT
         return page
 

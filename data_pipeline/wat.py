@@ -5,7 +5,8 @@ attributes or figures; WARC files have those.
 
 Nearly all the time goes into making Python objects of links that are no images, so records without an image
 are recognised by their bytes, and the others are decoded straight into the few fields needed. A record that
-does not fit those types is read again without them, and costs only what is wrong with it.
+does not fit those types is read again without them, and costs only what is wrong with it. Where the compiled scanner
+has been built (`wat_native`), most records never come here; this is its reference.
 """
 
 import json
@@ -29,7 +30,9 @@ class _Link(msgspec.Struct, gc=False):
     title: str | None = None
 
 
-class _Meta(msgspec.Struct, gc=False):
+class Meta(msgspec.Struct, gc=False):
+    """A meta tag of a page, or an attribute of its html element."""
+
     name: str | None = None
     property: str | None = None
     content: str | None = None
@@ -38,7 +41,7 @@ class _Meta(msgspec.Struct, gc=False):
 class _Head(msgspec.Struct):
     Base: str | None = None
     Title: str | None = None
-    Metas: list[_Meta] = []
+    Metas: list[Meta] = []
     Link: msgspec.Raw = msgspec.Raw()  # needed for a licence only
 
 
@@ -99,17 +102,17 @@ def read_wat_page(payload: bytes, wanted: Collection[str]) -> Page | RecordFault
         record, bad_links = repaired
     header, response = record.Envelope.header, record.Envelope.payload.response
     if response is None or response.html is None:
-        return Page(header.url, header.date, bad_links=bad_links)
+        return Page(header.url, header.date or None, bad_links=bad_links)
     html = response.html
     images, textless_links = _images(html.Links, wanted)
-    metas = _read_metas(html.Head.Metas)
+    metas = read_metas(html.Head.Metas)
     if metas.shared and (shared := shared_image(metas.shared, html.Head.Title, wanted)) is not None:
         images.append(shared)
     return Page(
         url=header.url,
-        date=header.date,
-        base_href=html.Head.Base,
-        language=metas.language.get("HTML@/lang") or metas.language.get("HTML@/xml:lang") or None,
+        date=header.date or None,
+        base_href=html.Head.Base or None,
+        language=metas.language,
         license=_license(html) if _CREATIVE_COMMONS in payload else None,
         opted_out=(bool(metas.robots) and opts_out(metas.robots)) or _header_opts_out(response.Headers),
         images=images,
@@ -135,18 +138,32 @@ def _images(links: Iterable[_Link], wanted: Collection[str]) -> tuple[list[Image
     return images, textless
 
 
-class _Metas(NamedTuple):
-    language: dict[str, str | None]  # of the html element's lang and xml:lang, the first of each
+class PageMetas(NamedTuple):
+    """What a page's meta tags say.
+
+    Attributes:
+        attributes: the html element's, the first of each name; its language among them.
+        robots: the contents of its robots tags.
+        shared: Open Graph properties, each with its first value.
+    """
+
+    attributes: dict[str, str | None]
     robots: list[str]
-    shared: dict[str, str]  # Open Graph properties, each with its first value
+    shared: dict[str, str]
+
+    @property
+    def language(self) -> str | None:
+        """As the page says it; None when it does not."""
+        return self.attributes.get("HTML@/lang") or self.attributes.get("HTML@/xml:lang") or None
 
 
-def _read_metas(metas: Iterable[_Meta]) -> _Metas:
-    found = _Metas({}, [], {})
+def read_metas(metas: Iterable[Meta]) -> PageMetas:
+    """What the meta tags say that concerns images."""
+    found = PageMetas({}, [], {})
     for meta in metas:
         name = meta.name
         if name and name.startswith("HTML@/"):
-            found.language.setdefault(name, meta.content)
+            found.attributes.setdefault(name, meta.content)
         if not meta.content:
             continue
         if name and len(name) == len("robots") and name.lower() == "robots":
@@ -204,7 +221,7 @@ def _repair(payload: bytes) -> tuple[_Record, int] | RecordFault:
                         _Head(
                             _as_text(head.get("Base")),
                             _as_text(head.get("Title")),
-                            _as_structs(head.get("Metas"), _Meta)[0],
+                            _as_structs(head.get("Metas"), Meta)[0],
                             _as_raw(head.get("Link")),
                         ),
                         links,

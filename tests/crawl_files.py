@@ -2,7 +2,10 @@
 
 import gzip
 import json
+from unittest import mock
 
+from crawl2clip.errors import ConfigError
+from data_pipeline import native
 from data_pipeline.extract import CandidateWriter, ExtractConfig, read_pages
 from data_pipeline.page import TEXT_SOURCES
 from data_pipeline.sources import first_bytes_of, form_of
@@ -86,3 +89,24 @@ def extract(path, tmp_path, **changes):
         for page, offset in read_pages(path, form_of(path.name, first_bytes_of(path)), config, writer.counts):
             writer.add(page, offset)
     return pq.read_table(output).to_pylist(), writer.counts
+
+
+def compiled_library():
+    """The compiled part of extraction, built where it is not; None without a C compiler."""
+    try:
+        native.build()
+    except ConfigError:
+        return None
+    native.load.cache_clear()
+    return native.load()
+
+
+def extract_both_ways(path, tmp_path, **changes):
+    """As `extract`, with compiled code and without it, which must give the same; by Python alone where none is."""
+    with mock.patch.object(native, "load", return_value=None):
+        plain = extract(path, tmp_path, **changes)
+    library = compiled_library()
+    if library is not None:
+        with mock.patch.object(native, "load", return_value=library):
+            assert extract(path, tmp_path, **changes) == plain
+    return plain

@@ -3,7 +3,8 @@
     python tests/manual/fuzz_records.py [seconds=300] [seed=0]
 
 Mutates the JSON or HTML of records, whole records, and whole files (cut, spliced, with flipped bytes and bytes from
-elsewhere), and checks after each that every image link is accounted for, that every reason is one of the closed lists
+elsewhere), and checks after each that compiled code and Python
+give the same, that every image link is accounted for, that every reason is one of the closed lists
 and that what was written can be read back. Prints how many files were tried; one that fails is written to runs/fuzz/
 and its path printed. The seconds are CPU time.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from crawl_files import extract, html_record, image, member, wat_record, wat_value  # noqa: E402
+from crawl_files import extract_both_ways, html_record, image, member, wat_record, wat_value  # noqa: E402
 
 from data_pipeline.extract import DROP_REASONS  # noqa: E402
 from data_pipeline.records import RecordFault  # noqa: E402
@@ -93,7 +94,7 @@ def check(data: bytes, form: str, folder: Path) -> Counter[str]:
     """Extracts from a file of these bytes and checks what came of it; the counts, for the summary."""
     path = folder / f"x.{form}"
     path.write_bytes(data)
-    rows, counts = extract(path, folder)
+    rows, counts = extract_both_ways(path, folder)
     assert counts.rows_in == counts.rows_out + counts.dropped.total(), counts
     assert counts.rows_out == len(rows)
     assert set(counts.dropped) <= set(DROP_REASONS), counts
