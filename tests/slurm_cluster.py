@@ -1,0 +1,219 @@
+"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, all on loopback, in one folder.
+
+Debian's `slurm-wlm` and `munge` bring the programs. Both nodes have this machine's name and ports of their own, so
+whatever runs on "n1" and "n2" shares the file system, as on a cluster, and nothing else. Every process of it carries
+the folder in its environment, which is how `stop` finds what is left, however a test ended.
+"""
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NODES = ("n1", "n2")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
+START_S = 40
+GPUS = 2  # of each node; they have no device behind them, so Slurm grants them and torch sees none
+
+_CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={control}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+ReturnToService=2
+SlurmdTimeout=6
+SlurmctldTimeout=10
+KillWait=10
+JobRequeue=1
+MaxArraySize=1001
+GresTypes=gpu
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory=8000 Gres=gpu:{gpus}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=8000 Gres=gpu:{gpus}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=narrow Nodes=n1 MaxTime=10 State=UP
+"""
+
+
+def missing_programs() -> list[str]:
+    """What this machine lacks."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+
+
+class SlurmCluster:
+    """The cluster, from `start` to `stop`.
+
+    Attributes:
+        folder: of its settings, state and logs.
+        environment: what a process needs to talk to it.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.environment = os.environ | {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in [name for name in self.environment if name.startswith(("SLURM_JOB", "SBATCH_"))]:
+            del self.environment[name]
+        self.user = getpass.getuser()
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Returns when both nodes are idle."""
+        ports = _free_ports(3)
+        host = socket.gethostname().partition(".")[0]
+        (self.folder / "slurm.conf").write_text(
+            _CONFIGURATION.format(
+                folder=self.folder, host=host, user=self.user, gpus=GPUS,
+                control=ports[0], n1=ports[1], n2=ports[2],
+            )
+        )  # fmt: skip
+        devices = [self.folder / f"gpu{number}" for number in range(GPUS)]
+        for device in devices:
+            device.touch()
+        (self.folder / "gres.conf").write_text(
+            f"AutoDetect=off\nNodeName=n[1-2] Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n"
+        )
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        for name in ("state", *NODES):
+            (self.folder / name).mkdir()
+        self._spawn(
+            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.socket",
+            f"--pid-file={self.folder}/munge.pid", f"--log-file={self.folder}/munged.log",
+            f"--seed-file={self.folder}/munge.seed", "--num-threads=2",
+        )  # fmt: skip
+        self.wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self._spawn("slurmctld", "-D")
+        for node in NODES:
+            self.start_node(node)
+        self.wait_for(lambda: self.states() == dict.fromkeys(NODES, "idle"), "two idle nodes")
+
+    def start_node(self, node: str) -> None:
+        """Starts a node's slurmd."""
+        self._spawn("slurmd", "-D", "-N", node, name=node)
+
+    def kill_node(self, node: str) -> None:
+        """Ends a node's slurmd by SIGKILL; what its jobs started lives on, as after a lost connection."""
+        self.processes[node].kill()
+        self.processes.pop(node).wait()
+
+    def states(self) -> dict[str, str]:
+        """node -> its state, in sinfo's words."""
+        lines = self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def ask(self, *command: str | Path, check: bool = False) -> str:
+        """What a command of Slurm's prints."""
+        return self.run(*command, check=check).stdout
+
+    def run(
+        self, *command: str | Path, check: bool = False, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command that sees the cluster."""
+        return subprocess.run(
+            [str(word) for word in command], env=self.environment | dict(environment or {}), cwd=cwd,
+            capture_output=True, text=True, timeout=240, check=check,
+        )  # fmt: skip
+
+    def job_state(self, job: str) -> str:
+        """A job's state, such as RUNNING or COMPLETED."""
+        for word in self.ask("scontrol", "-o", "show", "job", job).split():
+            if word.startswith("JobState="):
+                return word.partition("=")[2]
+        return "UNKNOWN"
+
+    def wait_for_job(self, job: str, states: Sequence[str], timeout_s: float = 150) -> None:
+        """Waits until a job is in one of the states."""
+        self.wait_for(lambda: self.job_state(job) in states, f"job {job} in {states}", timeout_s)
+
+    def wait_for(self, reached: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:
+        """Waits until something holds.
+
+        Raises:
+            TimeoutError: it does not within the time; the message has the ends of the logs.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what}: not within {timeout_s} s\n{self.ask('squeue')}\n{self._logs()}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Ends every process of the cluster and removes its folder."""
+        for pid in self._our_processes():
+            if pid != os.getpid():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _spawn(self, program: str, *arguments: str, name: str | None = None) -> None:
+        name = name or program
+        path = shutil.which(program, path=self.environment["PATH"])
+        assert path is not None
+        with open(self.folder / f"{name}.out", "ab") as out:
+            self.processes[name] = subprocess.Popen(
+                [path, *arguments], env=self.environment, cwd=self.folder, stdout=out, stderr=out
+            )
+
+    def _our_processes(self) -> list[int]:
+        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    environment = (entry / "environ").read_bytes()
+                except OSError:
+                    continue
+                if mark in environment.split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+    def _logs(self) -> str:
+        ends = [
+            f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.folder.glob("*.out"))
+        ]
+        return "\n".join(ends)
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
