@@ -135,7 +135,11 @@ class SlurmCluster:
         return self.run(*command, check=check).stdout
 
     def run(
-        self, *command: str | Path, check: bool = False, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+        self,
+        *command: str | Path,
+        check: bool = False,
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command that sees the cluster."""
         return subprocess.run(
@@ -203,7 +207,8 @@ class SlurmCluster:
 
     def _logs(self) -> str:
         ends = [
-            f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.folder.glob("*.out"))
+            f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}"
+            for path in sorted(self.folder.glob("*.out"))
         ]
         return "\n".join(ends)
 

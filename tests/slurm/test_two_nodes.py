@@ -3,7 +3,7 @@
 
 def test_a_job_runs_on_both_nodes_with_the_gpus_it_asked_for(cluster, tmp_path):
     script = tmp_path / "job.sh"
-    script.write_text('#!/bin/bash\nsrun bash -c \'echo "$SLURMD_NODENAME $SLURM_GPUS_ON_NODE"\'\n')
+    script.write_text("#!/bin/bash\nsrun bash -c 'echo \"$SLURMD_NODENAME $SLURM_GPUS_ON_NODE\"'\n")
     log = tmp_path / "job.log"
     job = cluster.ask("sbatch", "--parsable", "-N2", "-n2", "--gres=gpu:2", f"--output={log}", script).strip()
     cluster.wait_for_job(job, ["COMPLETED", "FAILED"])
