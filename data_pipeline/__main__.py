@@ -1,11 +1,13 @@
 """`python -m data_pipeline output_dir=... [recipe=...] [stage=...]`: see `--help`."""
 
+import sys
+
 from omegaconf import DictConfig
 
 from crawl2clip.config import command, save_config
 from crawl2clip.files import write_json
 from crawl2clip.logs import provenance
-from data_pipeline import storage
+from data_pipeline import status, storage
 from data_pipeline.config import PipelineConfig
 from data_pipeline.pipeline import describe_files, run_pipeline
 
@@ -23,4 +25,6 @@ def run(config: PipelineConfig, composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["status"]:
+        sys.exit(status.main(sys.argv[2:]))
     command("data_pipeline", PipelineConfig, run)

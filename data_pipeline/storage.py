@@ -6,8 +6,8 @@ made, and puts outputs at their addresses afterwards, the completion marker last
 none: an object appears whole or not at all, and without its marker nobody looks at it. Of a path that is not below
 the scratch folder, all functions here do nothing.
 
-The scratch folder is `CRAWL2CLIP_SCRATCH`, or crawl2clip-<user> in the system's temporary folder; on a cluster it is the
-same path on every node, and need not be shared. s3fs does the talking: credentials and endpoint come from the
+The scratch folder is `CRAWL2CLIP_SCRATCH`, or crawl2clip-<user> in the system's temporary folder; on a cluster it is
+the same path on every node, and need not be shared. s3fs does the talking: credentials and endpoint come from the
 environment as it and botocore read it (AWS_PROFILE, AWS_ENDPOINT_URL ...).
 """
 
@@ -149,6 +149,32 @@ def names_in(folder: str | Path, suffix: str) -> set[str]:
     return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
 
 
+def folders_with(folder: str | Path, name: str, depth: int) -> list[Path]:
+    """The folders below one, at most `depth` levels down, that hold a file of that name, as local paths."""
+    address = address_of(folder)
+    if address is None:
+        found = [
+            path.parent for level in range(1, depth + 1) for path in Path(folder).glob("*/" * level + name)
+        ]
+        return sorted(found)
+
+    def inside(parent: str) -> list[str]:
+        try:
+            return [
+                entry["name"]
+                for entry in _asked(parent, lambda system: system.ls(parent, detail=True, refresh=True))
+                if entry["type"] == "directory"
+            ]
+        except DataError:
+            return []
+
+    level, all_folders = [address], []
+    for _ in range(depth):
+        level = [SCHEME + child for parent in level for child in inside(parent)]
+        all_folders += level
+    return sorted(local_path(each) for each in all_folders if exists(local_path(each) / name))
+
+
 def refresh(folder: str | Path, names: Iterable[str]) -> None:
     """Makes the small files `names` of a folder here what they are in the store; removes what it does not have.
 
@@ -174,7 +200,8 @@ def copy(source: Path, target: Path) -> None:
         DataError: the store cannot do it.
     """
     here, there = address_of(source), address_of(target)
-    assert here is not None and there is not None
+    assert here is not None
+    assert there is not None
     _asked(there, lambda system: system.copy(here, there))
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,10 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory=8000 Gres=gpu:{gpus}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=4 RealMemory=8000 Gres=gpu:{gpus}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=narrow Nodes=n1 MaxTime=10 State=UP
 """
 
@@ -146,6 +150,29 @@ class SlurmCluster:
             [str(word) for word in command], env=self.environment | dict(environment or {}), cwd=cwd,
             capture_output=True, text=True, timeout=240, check=check,
         )  # fmt: skip
+
+    def restart(self, job: str, timeout_s: float = 120) -> None:
+        """Waits until a job has been put back into the queue, and lets it start at once: Slurm waits two minutes."""
+
+        def waits() -> bool:
+            return "PENDING BeginTime" in self.ask("squeue", "-h", "-r", "-j", job, "-o", "%T %r")
+
+        self.wait_for(waits, f"job {job} back in the queue", timeout_s)
+        self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=True)
+
+    def submit(self, command: str, *words: str, **environment: str) -> str:
+        """A job's number, by `python -m crawl2clip.submit`, called from another folder than the checkout."""
+        done = self.run(
+            sys.executable, "-m", "crawl2clip.submit", command, *words,
+            cwd=self.folder, environment={"PYTHONPATH": str(ROOT), **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()[1].strip(",")
+
+    def log(self, command: str, job: str) -> str:
+        """What a job has said so far, its nodes' own logs included."""
+        logs = (ROOT / "runs" / "slurm").glob(f"crawl2clip-{command}-{job}*.log")
+        return "\n".join(path.read_text(errors="replace") for path in sorted(logs))
 
     def job_state(self, job: str) -> str:
         """A job's state, such as RUNNING or COMPLETED."""

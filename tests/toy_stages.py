@@ -95,10 +95,11 @@ class DyingExecutor(LocalExecutor):
 
 
 def outputs(folder):
-    """The bytes of a folder's output files by path, without what differs between runs: times and locks."""
+    """The bytes of a folder's output files by path, without what differs between runs: times, locks, logs."""
     skipped = (".stats.json", ".lock", ".tried", "log.txt")
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file() and not path.name.endswith(skipped)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }

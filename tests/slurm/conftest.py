@@ -24,3 +24,15 @@ def cluster(session_cluster):
     yield session_cluster
     session_cluster.run("scancel", "--user", session_cluster.user)
     session_cluster.wait_for(lambda: not session_cluster.ask("squeue", "-h"), "an empty queue")
+
+
+@pytest.fixture(scope="session")
+def cluster_file(tmp_path_factory):
+    """The cluster file of the two nodes: four cores, no GPUs unless asked for."""
+    path = tmp_path_factory.mktemp("cluster") / "test.yaml"
+    path.write_text(
+        "account: null\n"
+        "gpu: {partition: main, time: '10:00', gres: null, cpus: 1, mem: null}\n"
+        "cpu: {partition: main, time: '10:00', gres: null, cpus: 1, mem: null}\n"
+    )
+    return path
