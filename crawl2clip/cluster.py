@@ -166,7 +166,8 @@ def explain_refusal(said: str, source: str, partitions: list[str]) -> str:
     """
     reason = "; ".join(line.removeprefix("sbatch: error: ") for line in said.splitlines() if line.strip())
     has = f" Partitions here: {', '.join(partitions)}." if partitions else ""
-    return f"sbatch refused the job: {reason or 'it said nothing'}.{has} The settings are those of {source}; correct them there"
+    said = reason or "it said nothing"
+    return f"sbatch refused the job: {said}.{has} The settings are those of {source}; correct them there"
 
 
 def quoted(words: list[str]) -> str:

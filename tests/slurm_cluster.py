@@ -219,8 +219,15 @@ class SlurmCluster:
                 [path, *arguments], env=self.environment, cwd=self.folder, stdout=out, stderr=out
             )
 
+    def processes_of(self, job: str) -> list[int]:
+        """What a job started and is still there, by its environment."""
+        return [pid for pid in self._with_variable(f"SLURM_JOB_ID={job}") if pid in self._our_processes()]
+
     def _our_processes(self) -> list[int]:
-        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        return self._with_variable(f"SLURM_CONF={self.folder}/slurm.conf")
+
+    def _with_variable(self, variable: str) -> list[int]:
+        mark = variable.encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():

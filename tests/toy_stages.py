@@ -63,6 +63,16 @@ class ToyStage(Stage):
         return Counts(10, 9, Counter(odd=1), Counter(bytes=100))
 
 
+@dataclass
+class CountingSetup(ToyStage):
+    """Notes each time that it is set up."""
+
+    def setup(self):
+        with open(self.folder / "log.txt", "a") as log:
+            log.write("setup\n")
+        return super().setup()
+
+
 class InlineExecutor:
     """Runs shards in this process, once each."""
 

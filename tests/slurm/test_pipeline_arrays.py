@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from slurm_cluster import ROOT
@@ -13,7 +11,6 @@ from toy_stages import ToyStage, outputs
 from crawl2clip.errors import ConfigError
 from crawl2clip.files import read_json
 from data_pipeline.completion import read_failures
-from data_pipeline.executors import slurm
 from data_pipeline.executors.local import LocalExecutor
 from data_pipeline.executors.slurm import SlurmExecutor, read_arrays
 from data_pipeline.stage import TooManyFailures, finished_shards, run_stage
@@ -121,7 +118,7 @@ def test_a_node_that_is_lost_and_a_driver_that_is_killed_change_nothing(
     cluster.kill_node(lost)
     try:
         again = start(folder, cluster_file, 0.0)
-        said, errors = again.communicate(timeout=200)
+        _, errors = again.communicate(timeout=200)
     finally:
         cluster.start_node(lost)
         cluster.wait_for(
@@ -140,7 +137,7 @@ def test_a_task_that_is_cancelled_is_handed_out_again(cluster, on_slurm, cluster
     cluster.wait_for(lambda: bool(read_arrays(folder)), "an array")
     (array,) = read_arrays(folder)
     cluster.ask("scancel", f"{array.job}_7")
-    said, errors = driver.communicate(timeout=200)
+    _, errors = driver.communicate(timeout=200)
     assert driver.returncode == 0, errors
     assert "shard 007 will be handed out again: task " in errors
     assert "CANCELLED" in errors
