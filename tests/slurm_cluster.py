@@ -5,6 +5,7 @@ whatever runs on "n1" and "n2" shares the file system, as on a cluster, and noth
 the folder in its environment, which is how `stop` finds what is left, however a test ended.
 """
 
+import ctypes
 import getpass
 import os
 import shutil
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,9 +127,20 @@ class SlurmCluster:
         self._spawn("slurmd", "-D", "-N", node, name=node)
 
     def kill_node(self, node: str) -> None:
-        """Ends a node's slurmd by SIGKILL; what its jobs started lives on, as after a lost connection."""
+        """Ends a node's slurmd and all that its jobs started by SIGKILL, as a power cut does."""
         self.processes[node].kill()
         self.processes.pop(node).wait()
+        ours = set(self._our_processes())
+        for pid in ours & set(self._with_variable(f"SLURMD_NODENAME={node}")):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def start_delayed(self) -> None:
+        """Lets what was requeued start at once: Slurm waits two minutes."""
+        for line in self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
+            job, reason = line.split(maxsplit=1)
+            if reason == "BeginTime":
+                self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def states(self) -> dict[str, str]:
         """node -> its state, in sinfo's words."""
@@ -201,10 +214,8 @@ class SlurmCluster:
         """Ends every process of the cluster and removes its folder."""
         for pid in self._our_processes():
             if pid != os.getpid():
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -216,7 +227,12 @@ class SlurmCluster:
         assert path is not None
         with open(self.folder / f"{name}.out", "ab") as out:
             self.processes[name] = subprocess.Popen(
-                [path, *arguments], env=self.environment, cwd=self.folder, stdout=out, stderr=out
+                [path, *arguments],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                preexec_fn=_end_with_parent,
             )
 
     def processes_of(self, job: str) -> list[int]:
@@ -245,6 +261,11 @@ class SlurmCluster:
             for path in sorted(self.folder.glob("*.out"))
         ]
         return "\n".join(ends)
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when the one that started it is gone, also by SIGKILL."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _free_ports(number: int) -> list[int]:

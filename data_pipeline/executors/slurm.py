@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 ARRAYS = CHECKOUT / "runs" / "slurm" / "arrays"
 """Of stages in an object store, which has no place for logs; those of others are in the stage's folder."""
 JOB_NAME = "job.json"
+_ENDED = {
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL",
+}  # fmt: skip
+_SECOND_LOOK_S = 3.0  # a task that is being requeued is, for a moment, in a state that says that it has ended
 _LONGEST_PAUSE_S = 30.0
 _SILENCE_S = 900.0  # how long Slurm may not answer
 
@@ -183,7 +187,10 @@ class SlurmExecutor:
         running = True
         while running and waiting:
             # Before the look at the files: what a task writes before it leaves the queue is then seen.
-            running = sum(len(tasks_in_queue(array.job)) for array in arrays) > 0
+            running = _any_in_queue(arrays)
+            if not running:
+                time.sleep(_SECOND_LOOK_S)
+                running = _any_in_queue(arrays)
             for name in sorted(waiting & finished_names(stage.folder)):
                 waiting.discard(name)
                 yield name, None
@@ -236,10 +243,10 @@ def tasks_in_queue(job: str) -> dict[str, str]:
     """
     deadline = time.monotonic() + _SILENCE_S
     while True:
-        asked = _call(["squeue", "-h", "-r", "-j", job, "-o", "%K %T %r"])
+        asked = _call(["squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%K %T %r"])
         if asked.returncode == 0:
             tasks = (line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
-            return {number: state for number, state in tasks if not state.startswith(("COMPLETED", "FAILED"))}
+            return {number: state for number, state in tasks if state.split()[0] not in _ENDED}
         if "Invalid job id" in asked.stderr:
             return {}
         if time.monotonic() > deadline:
@@ -248,6 +255,10 @@ def tasks_in_queue(job: str) -> dict[str, str]:
                 "Slurm is back, it waits for them"
             )
         time.sleep(5)
+
+
+def _any_in_queue(arrays: list[Array]) -> bool:
+    return any(tasks_in_queue(array.job) for array in arrays)
 
 
 def max_array_size() -> int:

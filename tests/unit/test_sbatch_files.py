@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*ROOT.glob("slurm/*.sbatch"), *ROOT.glob("slurm/*.sh"), ROOT / ".ci" / "run"])
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck not found; apt-get install shellcheck")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck not found; apt-get install shellcheck"
+)
 def test_shellcheck_finds_nothing():
     done = subprocess.run(
         ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
