@@ -5,11 +5,14 @@ pipeline's Slurm executor turn the file into options of sbatch. Sizes that follo
 processes a node, are read from what Slurm grants, so that nothing has to be said twice.
 """
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +20,7 @@ from crawl2clip.config import CONFIG_DIR, explain
 from crawl2clip.errors import ConfigError, unknown_name
 
 CLUSTER_DIR = CONFIG_DIR / "cluster"
+_TAG = "tag:yaml.org,2002:"
 
 
 class ContainerKind(str, Enum):
@@ -104,16 +108,38 @@ def load_cluster(name: str) -> ClusterConfig:
         do = f"Or give the path of a file of your own; {CLUSTER_DIR / 'a100.yaml'} is an example."
         raise ConfigError(unknown_name("cluster", name, known, do=do))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ClusterConfig), OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(ClusterConfig), _read(path))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(
                 f"{path} lacks {', '.join(missing)}; give each a value, or null for Slurm's default"
             )
         value = OmegaConf.to_object(merged)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())}); correct it") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
     assert isinstance(value, ClusterConfig)
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers to the base 60: 24:00:00 is a time and not 86,400."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{_TAG}int", f"{_TAG}float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path} holds {type(value).__name__}, not settings; see {CLUSTER_DIR / 'a100.yaml'}"
+        )
     return value
 
 

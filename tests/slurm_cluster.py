@@ -130,8 +130,10 @@ class SlurmCluster:
         """Ends a node's slurmd and all that its jobs started by SIGKILL, as a power cut does."""
         self.processes[node].kill()
         self.processes.pop(node).wait()
-        ours = set(self._our_processes())
-        for pid in ours & set(self._with_variable(f"SLURMD_NODENAME={node}")):
+        jobs = set(self._our_processes()) & set(self._with_variable(f"SLURMD_NODENAME={node}"))
+        # slurmstepd, which would report the end of what it started, goes first.
+        steps = {parent for parent in map(_parent, jobs) if parent and _name(parent).startswith("slurmstepd")}
+        for pid in [*steps, *jobs]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -261,6 +263,19 @@ class SlurmCluster:
             for path in sorted(self.folder.glob("*.out"))
         ]
         return "\n".join(ends)
+
+
+def _parent(pid: int) -> int | None:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
+
+
+def _name(pid: int) -> str:
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return words[0].decode(errors="replace").rpartition("/")[2]
+    return ""
 
 
 def _end_with_parent() -> None:
