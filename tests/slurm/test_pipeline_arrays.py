@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from crawl_files import image, member, wat_record, wat_value
 from slurm_cluster import ROOT
 from toy_stages import ToyStage, outputs
 
@@ -175,3 +176,42 @@ def test_a_stage_with_a_model_asks_for_gpus_and_a_node_without_them_is_named(
         run(stage, on_slurm(cluster=with_gpus, retries=0))
     (ended,) = [read_json(path) for path in read_arrays(stage.folder)[0].folder.glob("ended-*.json")]
     assert ended["node"] in ("n1", "n2")
+
+
+def pipeline(cluster, *words):
+    """The command as a user calls it, on the login node."""
+    return cluster.run(sys.executable, "-m", "data_pipeline", *words)
+
+
+def test_the_command_begins_on_slurm_and_ends_here_and_the_other_way_round(cluster, cluster_file, tmp_path):
+    values = [
+        wat_value([image(f"{page}.jpg"), image("x.jpg", "")], url=f"https://h{page}.org/")
+        for page in range(10)
+    ]
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.wat.gz").write_bytes(b"".join(member(wat_record(value)) for value in values))
+    words = ("recipe=laion400m", f"source.files=['{tmp_path}/*.wat.gz']", "deduplicate.rows_per_run=12")
+
+    def settings(name, stage):
+        return (*words, f"output_dir={tmp_path / name}", f"stage={stage}")
+
+    on_slurm = ("executor=slurm", f"executor.cluster={cluster_file}", "executor.shards_per_task=1")
+    here = ("executor=local", "executor.num_workers=1")
+    job = cluster.submit("pipeline", f"cluster={cluster_file}", *settings("first", "extract"), *on_slurm[::2])
+    for name, stage, executor in (("second", "extract", here), ("second", "deduplicate", on_slurm)):
+        done = pipeline(cluster, *settings(name, stage), *executor)
+        assert done.returncode == 0, done.stderr
+    cluster.wait_for_job(job, ["COMPLETED", "FAILED"])
+    assert cluster.job_state(job) == "COMPLETED", cluster.log("pipeline", job)
+    done = pipeline(cluster, *settings("first", "deduplicate"), *here)
+    assert done.returncode == 0, done.stderr
+    tables = [path for path in outputs(tmp_path / "first") if path.startswith(("candidates", "deduplicated"))]
+    assert len([path for path in tables if path.endswith(".parquet")]) > 3
+    assert {path: outputs(tmp_path / "first")[path] for path in tables} == {
+        path: data.replace(b"/second/", b"/first/")
+        for path, data in outputs(tmp_path / "second").items()
+        if path.startswith(("candidates", "deduplicated"))
+    }
+    said = pipeline(cluster, "status", f"output_dir={tmp_path / 'first'}").stdout.splitlines()
+    assert [line.split()[:3] for line in said[1:3]] == [["extract", "3", "3"], ["deduplicate/runs", "3", "3"]]
+    assert all(line.endswith("complete") for line in said[1:])

@@ -4,11 +4,16 @@ import io
 
 import pytest
 import torch
+from evaluation_commands import run_suite
+from evaluation_sets import ARCHITECTURE, write_classification
 from gloo_ranks import free_port
 from PIL import Image
 from safetensors.torch import load_file
 
+from crawl2clip.export import export_model
+from crawl2clip.models import ModelConfig, build_model
 from crawl2clip.shards import ShardWriter
+from evaluate.results import read_results
 from train.monitoring.metrics import read_metrics
 
 MEASURED = ("step", "samples_seen", "loss", "logit_scale", "lr", "grad_norm")
@@ -126,3 +131,25 @@ def test_two_nodes_train_as_one_and_a_run_cut_off_three_ways_as_an_unbroken_one(
     assert runs.curve("broken") == two
     weights = runs.weights("two")
     assert all(torch.equal(value, weights[name]) for name, value in runs.weights("broken").items())
+
+
+def test_two_nodes_score_as_one_process(runs, tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
+    export_model(build_model(config), config, tmp_path / "model", provenance={})
+    write_classification(tmp_path / "things")
+    datasets = {"things": {"tasks": ["zero_shot"], "metric": "acc1"}}
+    alone = run_suite(tmp_path, datasets, f"pretrained={tmp_path / 'model'}", output="alone")
+    job = runs.cluster.submit(
+        "evaluate", f"cluster={runs.cluster_file}", "nodes=2", "device=cpu", f"pretrained={tmp_path / 'model'}",
+        f"hydra.searchpath=[file://{tmp_path / 'configs'}]", "suite=made", f"data_root={tmp_path}", "num_workers=0",
+        f"output_dir={tmp_path / 'together'}", f"cache_dir={tmp_path / 'other'}", CRAWL2CLIP_PORT=str(free_port()),
+    )  # fmt: skip
+    runs.cluster.wait_for_job(job, ENDED)
+    log = runs.cluster.log("evaluate", job)
+    assert runs.cluster.job_state(job) == "COMPLETED", log
+    assert "preflight: n2: ok" in log
+    together = {(result.dataset, result.task): result for result in read_results(tmp_path / "together")}
+    assert {key: result.metrics for key, result in together.items()} == {
+        key: result.metrics for key, result in alone.items()
+    }
