@@ -8,6 +8,7 @@ the folder in its environment, which is how `stop` finds what is left, however a
 import ctypes
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -51,6 +52,7 @@ SlurmdTimeout=6
 SlurmctldTimeout=10
 KillWait=10
 JobRequeue=1
+FirstJobId={first_job}
 MaxArraySize=1001
 GresTypes=gpu
 SlurmdParameters=config_overrides
@@ -97,6 +99,7 @@ class SlurmCluster:
         (self.folder / "slurm.conf").write_text(
             _CONFIGURATION.format(
                 folder=self.folder, host=host, user=self.user, gpus=GPUS,
+                first_job=random.SystemRandom().randrange(1_000_000, 60_000_000),  # logs are named after it
                 control=ports[0], n1=ports[1], n2=ports[2],
             )
         )  # fmt: skip
