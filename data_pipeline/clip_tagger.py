@@ -58,6 +58,11 @@ class ClipStage(Stage):
     image_batch_size: int
     max_workers: int | None = None
 
+    @property
+    def gpus_per_worker(self) -> int:  # type: ignore[override]  # what a cluster is asked for follows from the device
+        """One, unless the CPU is asked for."""
+        return 0 if self.device == "cpu" else 1
+
     def shards(self) -> list[Shard]:
         """One for each complete raw shard."""
         made = []

@@ -1,7 +1,10 @@
 """What is complete: the files of a stage's folder, from the frozen list of its shards to the marker of each.
 
 `manifest.json` is written once, when a stage first starts. A shard is complete when its `NAME.stats.json` is
-there; that file is moved into the folder after every file that it describes.
+there; that file is moved into the folder after every file that it describes. Whichever executor makes a shard, and
+wherever, it goes through `make_shard` and `publish_shard`, so one may go on where another stopped. A folder in an
+object store is worked on in its local place (`data_pipeline.storage`): markers are brought here when they are looked
+at, and a shard's files are put into the store in the same order.
 """
 
 import json
@@ -10,19 +13,22 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import flush_to_disk, read_json, sha256_of, write_json
+from data_pipeline import storage
 
 if TYPE_CHECKING:
     from data_pipeline.stage import Shard, Stage
 
 MANIFEST = "manifest.json"
 STATS_SUFFIX = ".stats.json"
-_TEMPORARY_FOLDER = ".tmp"
+FAILED_FOLDER = ".failed"
+"""`NAME.json` for each shard whose last try failed, with its error, until it is made."""
+TEMPORARY_FOLDER = ".tmp"
+"""A folder for every worker machine or task, and in it one for every shard that is being made."""
 
 
 def finished_shards(folder: Path | str) -> list[str]:
@@ -33,24 +39,40 @@ def finished_shards(folder: Path | str) -> list[str]:
     Raises:
         DataError: the stage has not started yet.
     """
-    folder = Path(folder)
-    return [
-        shard["name"]
-        for shard in read_json(folder / MANIFEST)["shards"]
-        if is_finished(folder, shard["name"])
-    ]
+    finished = finished_names(folder)
+    return [shard["name"] for shard in read_manifest(folder)["shards"] if shard["name"] in finished]
+
+
+def finished_names(folder: Path | str) -> set[str]:
+    """Names of the complete shards in a folder, by one look at it; their markers are then on this machine."""
+    names = storage.names_in(folder, STATS_SUFFIX)
+    if storage.address_of(folder):
+        here = {path.name for path in Path(folder).glob("*" + STATS_SUFFIX)}
+        storage.refresh(folder, here | {name + STATS_SUFFIX for name in names})
+    return names
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """A stage's frozen list of shards: stage, settings, upstream, shards.
+
+    Raises:
+        DataError: the stage has not started yet, or the file is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    storage.fetch(path)
+    return read_json(path)
 
 
 def progress_of(folder: Path | str) -> tuple[int, int]:
     """How many shards of the stage that writes to `folder` are complete, of how many; (0, 0) before it starts."""
-    if not (Path(folder) / MANIFEST).exists():
+    if not storage.exists(Path(folder) / MANIFEST):
         return 0, 0
-    return len(finished_shards(folder)), len(read_json(Path(folder) / MANIFEST)["shards"])
+    return len(finished_shards(folder)), len(read_manifest(folder)["shards"])
 
 
 def is_finished(folder: Path | str, name: str) -> bool:
     """Whether the output shard is complete."""
-    return os.path.exists(os.path.join(folder, name + STATS_SUFFIX))
+    return storage.exists(os.path.join(folder, name + STATS_SUFFIX))
 
 
 def read_stats(folder: Path | str, name: str) -> dict[str, Any]:
@@ -60,6 +82,7 @@ def read_stats(folder: Path | str, name: str) -> dict[str, Any]:
         DataError: it is missing, or not such a record.
     """
     path = Path(folder) / (name + STATS_SUFFIX)
+    storage.fetch(path)
     stats = read_json(path)
     if not _is_record(stats):
         raise DataError(
@@ -101,14 +124,17 @@ def freeze_manifest(stage: "Stage") -> "list[Shard]":
             "Look at the funnel of the stages before it: they may have dropped every row."
         )
     path = stage.folder / MANIFEST
+    storage.fetch_newest(path)
     wanted = json.loads(
         json.dumps(
-            {
-                "stage": stage.name,
-                "settings": stage.settings,
-                "upstream": _manifest_digests(shards),
-                "shards": [{"name": shard.name, "inputs": shard.inputs} for shard in shards],
-            }
+            storage.public(
+                {
+                    "stage": stage.name,
+                    "settings": stage.settings,
+                    "upstream": _manifest_digests(shards),
+                    "shards": [{"name": shard.name, "inputs": shard.inputs} for shard in shards],
+                }
+            )
         )
     )
     if path.exists():
@@ -123,12 +149,15 @@ def freeze_manifest(stage: "Stage") -> "list[Shard]":
         names = [shard.name for shard in shards]
         assert len(set(names)) == len(names), f"stage {stage.name} has two shards of one name"
         write_json(path, wanted)
+        storage.publish(path)
     return shards
 
 
 def _manifest_digests(shards: "Sequence[Shard]") -> dict[str, str]:
     folders = {os.path.dirname(path) for shard in shards for path in shard.inputs}
     manifests = {folder: Path(folder) / MANIFEST for folder in sorted(folders)}
+    for path in manifests.values():
+        storage.fetch_newest(path)
     return {folder: sha256_of(path) for folder, path in manifests.items() if path.exists()}
 
 
@@ -167,6 +196,36 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+# What failed
+
+
+def record_failure(folder: Path, shard: "Shard", error: str) -> None:
+    """Notes why a shard could not be made, for `python -m data_pipeline status` and for a run elsewhere."""
+    path = folder / FAILED_FOLDER / f"{shard.name}.json"
+    write_json(path, {"shard": shard.name, "error": error, "time": round(time.time())})
+    storage.publish(path)
+
+
+def forget_failure(folder: Path, shard: "Shard") -> None:
+    """Removes the note once the shard is made."""
+    path = folder / FAILED_FOLDER / f"{shard.name}.json"
+    if path.exists():
+        storage.remove(path)
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """shard -> why its last try failed, of those that are not made."""
+    names = sorted(storage.names_in(folder / FAILED_FOLDER, ".json"))
+    storage.refresh(folder / FAILED_FOLDER, [f"{name}.json" for name in names])
+    found = {}
+    for name in names:
+        try:
+            found[name] = str(read_json(folder / FAILED_FOLDER / f"{name}.json")["error"])
+        except (DataError, KeyError, TypeError):  # made in this moment, or damaged: the next try tells
+            continue
+    return found
+
+
 # Making one shard
 
 
@@ -175,7 +234,13 @@ def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) ->
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     started = time.monotonic()
-    counts = stage.run(context, shard, temporary)
+    fetched = [path for path in stage.inputs_to_fetch(shard) if storage.fetch(path)]
+    try:
+        counts = stage.run(context, shard, temporary)
+    finally:
+        if not stage.shares_inputs:
+            for path in fetched:
+                Path(path).unlink(missing_ok=True)
     seconds = time.monotonic() - started
     files = sorted(path for path in temporary.iterdir())
     for path in files:
@@ -184,7 +249,7 @@ def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) ->
     stats = {
         "stage": stage.name,
         "shard": shard.name,
-        "inputs": list(shard.inputs),
+        "inputs": storage.public(list(shard.inputs)),
         "counts": counts.to_json(),
         "seconds": round(seconds, 3),
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
@@ -193,24 +258,58 @@ def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) ->
 
 
 def publish_shard(stage: "Stage", shard: "Shard", temporary: Path) -> None:
-    """Moves a finished shard's files into the stage's folder, the stats last. Done by the executor."""
+    """Moves a finished shard's files into the stage's folder, the stats last. Done by the executor.
+
+    When another worker was first, as after a node that was thought to be lost, its output stays and this is removed.
+    """
     marker = shard.name + STATS_SUFFIX
-    for name in sorted(path.name for path in temporary.iterdir() if path.name != marker):
-        os.replace(temporary / name, stage.folder / name)
-    flush_to_disk(stage.folder)
-    os.replace(temporary / marker, stage.folder / marker)
-    flush_to_disk(stage.folder)
-    temporary.rmdir()
+    if storage.address_of(stage.folder):
+        _put_in_store(stage.folder, temporary, marker)
+    elif not (stage.folder / marker).exists():
+        for name in sorted(path.name for path in temporary.iterdir() if path.name != marker):
+            os.replace(temporary / name, stage.folder / name)
+        flush_to_disk(stage.folder)
+        os.replace(temporary / marker, stage.folder / marker)
+        flush_to_disk(stage.folder)
+    shutil.rmtree(temporary)
+    forget_failure(stage.folder, shard)
+
+
+def _put_in_store(folder: Path, temporary: Path, marker: str) -> None:
+    """The same where nothing can be renamed; here only the marker is kept, so that scratch space stays small."""
+    if storage.exists(folder / marker):
+        return
+    for name in [*sorted(path.name for path in temporary.iterdir() if path.name != marker), marker]:
+        os.replace(temporary / name, folder / name)
+        try:
+            storage.publish(folder / name)
+        except BaseException:
+            (folder / name).unlink()
+            raise
+        if name != marker:
+            (folder / name).unlink()
 
 
 def temporary_folder(stage: "Stage", shard: "Shard") -> Path:
     """Where this machine builds the shard; left over only when the run is killed, and then removed by the next."""
-    return stage.folder / _TEMPORARY_FOLDER / socket.gethostname() / shard.name
+    return stage.folder / TEMPORARY_FOLDER / _worker() / shard.name
 
 
-def remove_temporary(stage: "Stage") -> None:
-    """Removes what this machine left over, and the folder for it when no other machine has anything there."""
-    folder = stage.folder / _TEMPORARY_FOLDER
-    shutil.rmtree(folder / socket.gethostname(), ignore_errors=True)
-    with suppress(OSError):
+def remove_temporary(stage: "Stage", *, everywhere: bool = False) -> None:
+    """Removes what this machine, or a task of a cluster that had the same number, left over; or everybody's.
+
+    Args:
+        everywhere: nobody is at work any more, on no machine.
+    """
+    folder = stage.folder / TEMPORARY_FOLDER
+    shutil.rmtree(folder if everywhere else folder / _worker(), ignore_errors=True)
+    try:
         folder.rmdir()
+    except OSError:
+        pass
+
+
+def _worker() -> str:
+    """Whose temporary files they are: two tasks of a cluster on one machine do not touch each other's."""
+    task = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+    return "-".join([socket.gethostname(), *filter(None, task)])

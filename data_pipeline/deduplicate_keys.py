@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from crawl2clip.errors import DataError
+from data_pipeline import storage
 
 _NUM_BUCKETS = 64  # a key list is sorted in parts of about this fraction
 _SPACE = 1 << 64  # of the high half
@@ -127,6 +128,7 @@ def open_keys(path: Path | str) -> np.ndarray:
     Raises:
         DataError: it is missing or damaged.
     """
+    storage.fetch(path)
     try:
         keys = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:

@@ -175,6 +175,8 @@ class EarlierStage(Stage):
 class RangesStage(Stage):
     """Deduplicates one part of the key space at a time, over all runs, against all earlier keys."""
 
+    shares_inputs = True  # every range reads a piece of every run
+
     name: str
     folder: Path
     settings: dict[str, Any]

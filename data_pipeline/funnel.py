@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from crawl2clip.files import read_json, write_json
+from data_pipeline import storage
 from data_pipeline.stage import Counts, StageReport
 
 FUNNEL = "funnel.json"
@@ -77,12 +78,14 @@ def update_funnel(output_dir: Path, order: Sequence[str], row: FunnelRow) -> lis
         The whole funnel.
     """
     path = output_dir / FUNNEL
+    storage.fetch_newest(path)
     rows = {each["stage"]: FunnelRow(**each) for each in (read_json(path)["stages"] if path.exists() else [])}
     if row.wall_seconds == 0 and row.stage in rows:
         row.wall_seconds = rows[row.stage].wall_seconds
     rows[row.stage] = row
     funnel = [rows[name] for name in order if name in rows]
     write_json(path, {"stages": [asdict(each) for each in funnel]})
+    storage.publish(path)
     return funnel
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import polars as pl
 
 from crawl2clip.errors import DataError
-from crawl2clip.files import atomic_path, read_json
-from data_pipeline.completion import MANIFEST, is_finished, read_stats
+from crawl2clip.files import atomic_path
+from data_pipeline import storage
+from data_pipeline.completion import finished_names, read_manifest, read_stats
 from data_pipeline.stage import Counts
 
 FILE_FUNNEL = "funnel"
@@ -54,12 +55,12 @@ def write_file_funnel(output_dir: Path, step: str, folder: Path, failed: Mapping
     Raises:
         DataError: the manifest or a shard's stats are missing or broken.
     """
-    shards = read_json(folder / MANIFEST)["shards"]
+    shards, finished = read_manifest(folder)["shards"], finished_names(folder)
     fixed: dict[str, list[Any]] = {name: [] for name in FIXED_COLUMNS}
     counted: dict[str, array[int]] = {}
     for index, shard in enumerate(shards):
         name, inputs = shard["name"], shard["inputs"]
-        counts, seconds, done = Counts(), 0.0, is_finished(folder, name)
+        counts, seconds, done = Counts(), 0.0, name in finished
         if done:
             stats = read_stats(folder, name)
             counts, seconds = Counts.from_json(stats["counts"]), stats["seconds"]
@@ -77,6 +78,7 @@ def write_file_funnel(output_dir: Path, step: str, folder: Path, failed: Mapping
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         table.write_parquet(temporary)
+    storage.publish(path)
     return path
 
 
@@ -117,6 +119,7 @@ def read_step_files(output_dir: Path, order: Sequence[str], *, most_lost: int = 
         DataError: a table is damaged.
     """
     folder = output_dir / FILE_FUNNEL
+    storage.fetch_all(folder)
     steps = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.parquet")}
     stages = {stage: number for number, stage in enumerate(order)}
     known = sorted(steps, key=lambda step: (stages.get(step.partition("/")[0], len(stages)), step))

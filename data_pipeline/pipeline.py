@@ -6,11 +6,11 @@ run alone, on another machine or another day, once those it needs have finished.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crawl2clip.errors import ConfigError, unknown_name
-from data_pipeline import deduplicate, documents, download, extract, report, reshard, select, tag
+from data_pipeline import deduplicate, documents, download, extract, report, reshard, select, storage, tag
 from data_pipeline.config import PipelineConfig
 from data_pipeline.executors import make_executor
 from data_pipeline.funnel import FunnelRow, funnel_row, funnel_table, update_funnel
@@ -74,6 +74,7 @@ def run_pipeline(config: PipelineConfig) -> str:
         ConfigError: a setting is wrong, or an earlier stage has not finished; found before any work starts.
         TooManyFailures: more shards of a stage failed than allowed; what could be made is in place.
     """
+    config = with_local_paths(config)
     steps = validate(config)
     output_dir = Path(config.output_dir)
     executor = make_executor(config.executor)
@@ -109,6 +110,23 @@ def _run_steps(
         logger.info("the funnel so far:\n%s\n%s", funnel_table(rows), describe_files(output_dir))
         raise
     return update_funnel(output_dir, list(STAGES), funnel_row(name, reports))
+
+
+def with_local_paths(config: PipelineConfig) -> PipelineConfig:
+    """The settings with addresses in an object store replaced by where this machine works on them."""
+    uids = config.reshard.uids
+    for path in [*config.deduplicate.blocklist, *([] if uids is None else [uids])]:
+        storage.fetch_newest(storage.local_path(path))
+    return replace(
+        config,
+        output_dir=str(storage.local_path(config.output_dir)),
+        deduplicate=replace(
+            config.deduplicate,
+            earlier=[str(storage.local_path(path)) for path in config.deduplicate.earlier],
+            blocklist=[str(storage.local_path(path)) for path in config.deduplicate.blocklist],
+        ),
+        reshard=replace(config.reshard, uids=None if uids is None else str(storage.local_path(uids))),
+    )
 
 
 def describe_files(output_dir: Path | str) -> str:

@@ -16,6 +16,7 @@ import polars as pl
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json
 from crawl2clip.shards import ShardFault, index_shard
+from data_pipeline import storage
 from data_pipeline.funnel import FUNNEL
 from data_pipeline.select import DECISIONS_NAME
 from data_pipeline.stage import Counts, finished_shards, is_finished
@@ -96,6 +97,7 @@ class Gathered:
 def read_stage_rows(output_dir: Path) -> list[StageRow]:
     """What every stage of a run has done so far, in order, from the run's funnel; none when it has no funnel yet."""
     path = output_dir / FUNNEL
+    storage.fetch_newest(path)
     if not path.is_file():
         return []
     return [
@@ -113,8 +115,9 @@ def gather(output_dir: Path, *, examples_per_reason: int) -> Gathered:
         DataError: the run has no selection yet, or a table is damaged.
     """
     decisions_path = output_dir / "subset" / DECISIONS_NAME
-    if not decisions_path.is_file():
+    if not storage.exists(decisions_path):
         raise DataError(f"{decisions_path} is missing; run stage=select before stage=report")
+    storage.fetch(decisions_path)
     decisions = pl.scan_parquet(decisions_path).with_columns(pl.col("shard", "reason").cast(pl.String))
     gathered = Gathered()
     for name in finished_shards(output_dir / "raw"):
@@ -185,6 +188,7 @@ def read_images(tar: Path, uids: set[str]) -> "dict[str, Image | None]":
     Samples the tar lacks are left out: a report is made from whatever is there.
     """
     images: dict[str, Image | None] = {}
+    storage.fetch(tar)
     for sample in index_shard(tar, _counted_before):
         extension = image_extension(sample.fields)
         if sample.key in uids and extension is not None:

@@ -13,6 +13,8 @@ each such range of keys.
 import os
 import shutil
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +38,7 @@ from crawl2clip.shards import (
     read_manifest,
     write_manifest,
 )
+from data_pipeline import storage
 from data_pipeline.select import UIDS_NAME
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards, is_finished, read_stats
 from data_pipeline.stored_images import image_extension
@@ -174,7 +177,9 @@ def key_ranges(count: int) -> list[tuple[int, int]]:
 
 @dataclass
 class WriteStage(Stage):
-    """Writes the training shards."""
+    """Writes the training shards. Samples are read where they lie: in a store, each is a few requests for ranges."""
+
+    shares_inputs = True  # the plan
 
     name: str
     folder: Path
@@ -185,6 +190,7 @@ class WriteStage(Stage):
 
     def shards(self) -> list[Shard]:
         """As few as hold all samples."""
+        storage.fetch(self.plan)
         rows = pq.read_metadata(self.plan).num_rows
         return [
             Shard(f"{number:08d}", (str(self.plan),)) for number in range(-(-rows // self.samples_per_shard))
@@ -213,6 +219,8 @@ class WriteStage(Stage):
 class PublishStage(Stage):
     """Makes the written shards a data set: a folder that holds the tars and their manifest, whole or not at all.
 
+    In a store the tars are copied there, and the manifest, which makes them a data set, comes last.
+
     The one stage that writes outside its own folder: a reader of the data set must never meet half of it. The tars are
     hard links to those of `reshard/write`, or copies where the file system has no links.
     """
@@ -224,13 +232,17 @@ class PublishStage(Stage):
     target: Path
     max_workers: int | None = 1
 
+    def inputs_to_fetch(self, shard: Shard) -> list[str]:
+        """None: what is known of the tars is in their stats."""
+        return []
+
     def shards(self) -> list[Shard]:
         """One.
 
         Raises:
             DataError: the data set was published and is gone.
         """
-        if is_finished(self.folder, PUBLISHED_NAME) and not (self.target / MANIFEST_NAME).is_file():
+        if is_finished(self.folder, PUBLISHED_NAME) and not storage.exists(self.target / MANIFEST_NAME):
             raise DataError(
                 f"{self.target} was written by an earlier run and is gone or has lost its {MANIFEST_NAME}; delete "
                 f"{self.folder} and run stage=reshard again to make it from {self.written}"
@@ -243,6 +255,9 @@ class PublishStage(Stage):
         entries = [self._entry(Path(tar)) for tar in shard.inputs]
         rows = sum(entry.samples for entry in entries)
         counts = Counts(rows_in=rows, rows_out=rows)
+        if storage.address_of(self.target):
+            self._publish_in_store(shard.inputs, entries)
+            return counts
         if self.target.exists():
             if (self.target / MANIFEST_NAME).is_file() and read_manifest(self.target) == entries:
                 return counts  # an earlier try was killed after the rename
@@ -255,6 +270,19 @@ class PublishStage(Stage):
                 _link_or_copy(Path(tar), folder / Path(tar).name)
             write_manifest(folder, entries, {**provenance(), **self.settings})
         return counts
+
+    def _publish_in_store(self, tars: Sequence[str], entries: list[ShardEntry]) -> None:
+        manifest = self.target / MANIFEST_NAME
+        storage.fetch_newest(manifest)
+        if manifest.exists() and read_manifest(self.target) != entries:
+            raise DataError(
+                f"{storage.address_of(self.target)} holds another data set; move it away and run stage=reshard again"
+            )
+        for tar in tars:
+            storage.copy(Path(tar), self.target / Path(tar).name)
+        self.target.mkdir(parents=True, exist_ok=True)
+        write_manifest(self.target, entries, {**provenance(), **self.settings})
+        storage.publish(manifest)
 
     def _entry(self, tar: Path) -> ShardEntry:
         stats = read_stats(self.written, tar.stem)
@@ -274,7 +302,7 @@ class OpenFiles:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[Path, tuple[BinaryIO, ExitStack]] = OrderedDict()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         """The bytes.
@@ -283,16 +311,17 @@ class OpenFiles:
             DataError: the file is missing or ends before them.
         """
         if path not in self._files:
+            stack = ExitStack()  # closed in __exit__ or when its turn is over
             try:
-                self._files[path] = open(path, "rb")  # noqa: SIM115 - closed in __exit__ or when its turn is over
+                self._files[path] = stack.enter_context(storage.reading(path)), stack
             except OSError as error:
                 raise DataError(
                     f"{path} cannot be opened ({error}); it was there when stage=reshard began"
                 ) from error
             if len(self._files) > self._limit:
-                self._files.popitem(last=False)[1].close()
+                self._files.popitem(last=False)[1][1].close()
         self._files.move_to_end(path)
-        file = self._files[path]
+        file = self._files[path][0]
         file.seek(offset)
         data = file.read(size)
         if len(data) < size:
@@ -308,8 +337,8 @@ class OpenFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
+        for _, stack in self._files.values():
+            stack.close()
 
 
 def make_stages(config: "PipelineConfig") -> list[Stage]:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json
+from data_pipeline import storage
 from data_pipeline.recipe import (
     KeepRule,
     RecipeConfig,
@@ -232,11 +233,15 @@ def read_decisions(output_dir: str | Path) -> pl.DataFrame:
         DataError: the select stage has not run.
     """
     path = Path(output_dir) / "subset" / DECISIONS_NAME
-    if not path.is_file():
+    if not storage.exists(path):
         raise DataError(f"{path} is missing; run stage=select")
+    storage.fetch(path)
     return pl.read_parquet(path)
 
 
 def read_recipe(output_dir: str | Path) -> dict[str, Any]:
     """What select wrote about its recipe: recipe, conditions, rows_in, rows_out, funnel, top_fractions."""
-    return read_json(Path(output_dir) / "subset" / RECIPE_NAME)
+    path = Path(output_dir) / "subset" / RECIPE_NAME
+    if storage.exists(path):
+        storage.fetch(path)
+    return read_json(path)

@@ -26,6 +26,7 @@ from crawl2clip.logs import progress
 from data_pipeline.completion import (
     MANIFEST,
     STATS_SUFFIX,
+    finished_names,
     finished_shards,
     freeze_manifest,
     is_finished,
@@ -33,6 +34,7 @@ from data_pipeline.completion import (
     progress_of,
     publish_shard,
     read_stats,
+    record_failure,
     remove_temporary,
     temporary_folder,
 )
@@ -107,12 +109,20 @@ class Stage(ABC):
         folder: where its output shards go.
         settings: JSON values; everything that changes the output. Frozen in the manifest.
         max_workers: the most worker processes it can use; None means as many as the executor has.
+        gpus_per_worker: GPUs that a worker needs, which a cluster is asked for.
+        shares_inputs: whether several shards have inputs in common, so that those brought from a store stay.
     """
 
     name: str
     folder: Path
     settings: dict[str, Any]
     max_workers: int | None = None
+    gpus_per_worker = 0
+    shares_inputs = False
+
+    def inputs_to_fetch(self, shard: Shard) -> Sequence[str]:
+        """The inputs that must be on this machine for `run`; others it reads where they are."""
+        return shard.inputs
 
     @abstractmethod
     def shards(self) -> list[Shard]:
@@ -204,10 +214,11 @@ def run_stage(stage: Stage, executor: Executor, *, max_failed_fraction: float) -
     stage.folder.mkdir(parents=True, exist_ok=True)
     with _only_run_in(stage.folder):
         shards = freeze_manifest(stage)
-        missing = [shard for shard in shards if not is_finished(stage.folder, shard.name)]
+        finished = finished_names(stage.folder)
+        missing = [shard for shard in shards if shard.name not in finished]
         report = StageReport(stage.name, skipped=len(shards) - len(missing))
         for shard in shards:
-            if is_finished(stage.folder, shard.name):
+            if shard.name in finished:
                 _add_stats(report, stage.folder, shard)
         if missing:
             _run_missing(stage, executor, missing, report, max_failed_fraction * len(shards))
@@ -232,6 +243,7 @@ def _run_missing(
                 _add_stats(report, stage.folder, outcome.shard)
             else:
                 report.failed[outcome.shard.name] = outcome.error
+                record_failure(stage.folder, outcome.shard, outcome.error)
                 logger.warning("%s: shard %s failed: %s", stage.name, outcome.shard.name, outcome.error)
             rate = (report.counts.rows_in - rows_before) / max(time.monotonic() - started, 1e-9)
             bar.set_postfix_str(

@@ -10,6 +10,7 @@ import polars as pl
 
 from crawl2clip.errors import DataError
 from crawl2clip.schema import UID_DTYPE
+from data_pipeline import storage
 
 
 def uid_halves(uids: pl.Series) -> np.ndarray:
@@ -54,6 +55,8 @@ def open_uids(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, is not a DataComp subset, or is not sorted.
     """
+    if storage.exists(path):
+        storage.fetch(path)
     try:
         uids = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from crawl2clip.errors import DataError
+from data_pipeline import storage
 
 
 def read_table(path: str | Path, columns: Sequence[str], *, stored_only: bool = False) -> pl.DataFrame:
@@ -19,6 +20,7 @@ def read_table(path: str | Path, columns: Sequence[str], *, stored_only: bool = 
     Raises:
         DataError: the file is missing, damaged, lacks a column, or holds a uid twice.
     """
+    storage.fetch(path)
     try:
         lazy = pl.scan_parquet(path)
         if stored_only:

@@ -26,6 +26,43 @@ class _Handler(BaseHTTPRequestHandler):
             return self._list()
         self._answer(body=True)
 
+    def do_PUT(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        data = self._body()
+        if self.owner.refused_puts.get(path.rpartition("/")[2], 0):
+            self.owner.refused_puts[path.rpartition("/")[2]] -= 1
+            return self._send(403, b"", {})
+        file = self.owner.folder / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        source = unquote(self.headers.get("x-amz-copy-source", ""))
+        if source:
+            data = (self.owner.folder / source.lstrip("/")).read_bytes()
+        self.owner.puts.append(path)
+        whole = file.with_name(f".{file.name}.{threading.get_ident()}")
+        whole.write_bytes(data)
+        whole.replace(file)  # an object appears whole
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        form = "http://s3.amazonaws.com/doc/2006-03-01/"
+        answer = f'<CopyObjectResult xmlns="{form}"><ETag>{tag}</ETag></CopyObjectResult>' if source else ""
+        self._send(200, answer.encode(), {"ETag": tag})
+
+    def do_DELETE(self) -> None:
+        (self.owner.folder / unquote(urlsplit(self.path).path).lstrip("/")).unlink(missing_ok=True)
+        self._send(204, b"", {})
+
+    def _body(self) -> bytes:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if "aws-chunked" not in self.headers.get("Content-Encoding", ""):
+            return data
+        whole = b""
+        while data:
+            head, _, data = data.partition(b"\r\n")
+            size = int(head.partition(b";")[0] or b"0", 16)
+            if not size:
+                return whole
+            whole, data = whole + data[:size], data[size + 2 :]
+        return whole
+
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         file = self.owner.folder / path.lstrip("/")
@@ -75,17 +112,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self) -> None:
         bucket = unquote(urlsplit(self.path).path).strip("/")
-        prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
+        query = parse_qs(urlsplit(self.path).query)
+        prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
         names = sorted(
             str(p.relative_to(self.owner.folder / bucket))
             for p in (self.owner.folder / bucket).rglob("*")
-            if p.is_file()
+            if p.is_file() and p.name[0] != "."
         )
+        names = [name for name in names if name.startswith(prefix)]
+        folders: set[str] = set()
+        if delimiter:
+            folders = {
+                prefix + rest.partition(delimiter)[0] + delimiter
+                for rest in (name.removeprefix(prefix) for name in names)
+                if delimiter in rest
+            }
+            names = [name for name in names if delimiter not in name.removeprefix(prefix)]
         items = "".join(
             f"<Contents><Key>{name}</Key><Size>{(self.owner.folder / bucket / name).stat().st_size}</Size>"
             "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
             for name in names
-            if name.startswith(prefix)
+        )
+        items += "".join(
+            f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in sorted(folders)
         )
         form = "http://s3.amazonaws.com/doc/2006-03-01/"
         xml = f'<ListBucketResult xmlns="{form}"><IsTruncated>false</IsTruncated>{items}</ListBucketResult>'
@@ -134,6 +183,8 @@ class ObjectServer:
         headers: more headers of every answer, and of error answers too.
         changing: path ending -> bytes added to the file after a request for its body.
         changes_left: how often that is done.
+        puts: the paths of the objects that were put or copied, in order.
+        refused_puts: name of an object -> how many times putting it is refused.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -146,6 +197,8 @@ class ObjectServer:
         self.headers: dict[str, str] = {}
         self.changing: dict[str, bytes] = {}
         self.changes_left = 0
+        self.puts: list[str] = []
+        self.refused_puts: dict[str, int] = {}
         handler = type("Handler", (_Handler,), {"owner": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True

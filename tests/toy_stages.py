@@ -63,6 +63,16 @@ class ToyStage(Stage):
         return Counts(10, 9, Counter(odd=1), Counter(bytes=100))
 
 
+@dataclass
+class CountingSetup(ToyStage):
+    """Notes each time that it is set up."""
+
+    def setup(self):
+        with open(self.folder / "log.txt", "a") as log:
+            log.write("setup\n")
+        return super().setup()
+
+
 class InlineExecutor:
     """Runs shards in this process, once each."""
 
@@ -95,10 +105,11 @@ class DyingExecutor(LocalExecutor):
 
 
 def outputs(folder):
-    """The bytes of a folder's output files by path, without what differs between runs: times and locks."""
+    """The bytes of a folder's output files by path, without what differs between runs: times, locks, logs."""
     skipped = (".stats.json", ".lock", ".tried", "log.txt")
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file() and not path.name.endswith(skipped)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }

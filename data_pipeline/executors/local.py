@@ -232,7 +232,7 @@ def _worker_main(connection: Connection, pickled_stage: bytes, slot: int, thread
         stage: Stage = pickle.loads(pickled_stage)
         context = stage.setup()
     except Exception as error:
-        connection.send(("setup failed", _describe(error)))
+        connection.send(("setup failed", describe_error(error)))
         return
     connection.send(("ready", None))
     while True:
@@ -247,11 +247,11 @@ def _try_shard(stage: Stage, context: Any, shard: Shard, temporary: Path) -> str
     try:
         make_shard(stage, context, shard, temporary)
     except Exception as error:  # whatever is wrong with one shard must not end the others
-        return _describe(error)
+        return describe_error(error)
     return None
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """One line for an error that a user can mend; the place in the code as well for any other."""
     if isinstance(error, Crawl2ClipError):
         return str(error)

@@ -16,6 +16,7 @@ GROUPS = ("source", "recipe", "executor")
 REQUIRED = {
     "commoncrawl": ["source.crawl=CC-MAIN-2024-33", "source.files=[]"],
     "metadata": ["source.files=['https://example.org/{00..31}.parquet']"],
+    "slurm": ["executor.cluster=a100"],
     "emoji": ["tagger.model=ViT-B-32", "tagger.pretrained=openai"],
     "emoji_pretrained": ["tagger.model=ViT-B-32", "tagger.pretrained=openai"],
     "trusted": ["recipe.parameters.page_prefix=http://localhost/trusted/"],
@@ -31,6 +32,8 @@ def choices(group):
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
 def test_every_choice_of_every_group(group, choice, tmp_path, monkeypatch):
+    if choice == "ray":
+        pytest.importorskip("ray", reason="pip install 'crawl2clip[ray]'")
     # A large extra that only the multilingual text tower of recipe=laion5b needs.
     monkeypatch.setitem(sys.modules, "sentence_transformers", ModuleType("sentence_transformers"))
     monkeypatch.setitem(sys.modules, "gcld3", ModuleType("gcld3"))  # the extra of recipe=laion5b_exact

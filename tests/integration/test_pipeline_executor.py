@@ -118,14 +118,20 @@ def config(**changes):
 def test_executor_settings_are_checked():
     assert isinstance(make_executor(config(num_workers=None)), LocalExecutor)
     with pytest.raises(
-        ConfigError, match=r"unknown executor\.kind 'lokal'; did you mean 'local'\? Known: local"
+        ConfigError, match=r"unknown executor\.kind 'lokal'; did you mean 'local'\? Known: local, ray, slurm"
     ):
         make_executor(config(kind="lokal"))
-    assert list(EXECUTORS) == ["local"]
+    assert list(EXECUTORS) == ["local", "slurm", "ray"]
+    with pytest.raises(
+        ConfigError, match=r"executor=slurm needs executor\.cluster; give a name in configs/cluster"
+    ):
+        make_executor(config(kind="slurm"))
     for name, value, message in (
         ("num_workers", 0, "num_workers is 0; give 1 or more"),
         ("retries", -1, "retries is -1; give 0 or more"),
         ("shard_timeout_s", 0.0, r"shard_timeout_s is 0\.0; give seconds above 0"),
+        ("shards_per_task", 0, "shards_per_task is 0; give 1 or more"),
+        ("max_parallel_tasks", 0, "max_parallel_tasks is 0; give 1 or more"),
         ("max_failed_fraction", 1.5, r"max_failed_fraction is 1\.5; give 0 to 1"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -69,7 +69,10 @@ def test_stages_run_one_by_one_and_share_a_funnel(crawl):
             ["stage=extrakt"],
             r"unknown stage 'extrakt'; did you mean 'extract'.* Known: deduplicate, documents, download, .*Leave",
         ),
-        (["executor.kind=slurm"], r"unknown executor\.kind 'slurm'.*Known: local"),
+        (
+            ["executor.kind=slrm"],
+            r"unknown executor\.kind 'slrm'; did you mean 'slurm'\? Known: local, ray, slurm",
+        ),
         (["source.files=[nothing.wat]"], "'nothing.wat' gives no crawl file"),
         (["source.files=[]", "stage=extract"], r"source\.files is empty"),
         (
@@ -121,7 +124,7 @@ def test_all_stages_are_checked_before_the_first_runs(crawl):
 class FullDisk:
     """An executor with which nothing succeeds."""
 
-    def __init__(self, **_):
+    def __init__(self, config):
         pass
 
     def run(self, stage, shards):

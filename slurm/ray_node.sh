@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The Ray of one node, started there by srun (slurm/ray.sbatch); it ends with the step.
+set -euo pipefail
+FOLDER=$RAY_FOLDER-$SLURM_NODEID
+trap 'rm -rf "$FOLDER"' EXIT
+trap 'kill "$RAY" 2> /dev/null; wait "$RAY"; exit 0' TERM INT
+OPTIONS=(--block --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --disable-usage-stats)
+if [[ $SLURM_NODEID -eq 0 ]]; then
+    OPTIONS+=(--head --node-ip-address="$HEAD" --port="$PORT" --include-dashboard=false --temp-dir="$FOLDER")
+else
+    OPTIONS+=(--address="$HEAD:$PORT")
+fi
+"$PYTHON" -m ray.scripts.scripts start "${OPTIONS[@]}" &
+RAY=$!
+wait "$RAY"
