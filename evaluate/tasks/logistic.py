@@ -59,16 +59,16 @@ class LogisticRegression:
         self._num_classes = num_classes
         self._fits: dict[float, Fit] = {}
 
-    def fit(self, l2: float, *, tolerance: float | None = None, start: LinearClassifier | None = None) -> Fit:
+    def fit(self, l2: float, *, tolerance: float | None = None) -> Fit:
         """The solution at a penalty above 0.
 
         Args:
             l2: strength of the penalty, of the sum over samples.
             tolerance: gap to the minimum in nats a sample, and below 1 as a share of the objective; None takes
                 what the precision allows.
-            start: a classifier of the same classes near the solution; None begins at the nearest penalty's.
         """
-        if start is None and self._fits:
+        start = None
+        if self._fits:
             start = self._fits[min(self._fits, key=lambda known: abs(math.log(known / l2)))].classifier
         problem = _Problem(self._samples, len(self._present), l2)
         minimum = minimise(
