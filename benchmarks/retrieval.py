@@ -4,8 +4,8 @@
 
 COCO's test set has 5,000 images with five captions each; the features are synthetic. Each side is a process that loads
 the features from a file and gives recall at 1, 5 and 10 in both directions, ours with mean and median ranks and
-intervals too. clip_benchmark's is its own `evaluate`, with a model that looks the features up. What a process costs that
-loads torch and the features and does nothing else is the floor, in both measures.
+intervals too. clip_benchmark's is its own `evaluate`, with a model that looks the features up. The floor is a process
+that loads torch and the features and does nothing else.
 """
 
 import json

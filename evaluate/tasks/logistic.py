@@ -90,7 +90,7 @@ class LogisticRegression:
 
 @dataclass(frozen=True)
 class _Samples:
-    """What a pass reads. Fewer samples than features are kept as coordinates along their axes, which are fewer still."""
+    """What a pass reads. Fewer samples than features become coordinates along their axes, which are fewer still."""
 
     rows: torch.Tensor  # [N, W]: the features, W = D, or their coordinates, W = R
     target: torch.Tensor  # [N] int64, index among the classes present

@@ -103,7 +103,9 @@ def test_features_wider_than_the_samples_are_many_equal_scikit_learn():
     assert abs(ours.weight.numpy() - reference.coef_).max() < 1e-4
 
 
-@pytest.mark.parametrize("num", [50, 150])  # of 64 features: the rows become coordinates, and stay what they are
+@pytest.mark.parametrize(
+    "num", [50, 150]
+)  # of 64 features: the rows become coordinates, and stay what they are
 def test_the_gradient_is_that_of_the_objective(digits, num):
     features, labels = digits[0][:num], digits[1][:num]
     samples = logistic._Samples.of(features, labels)
