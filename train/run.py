@@ -92,11 +92,14 @@ def train(config: TrainConfig, world: World) -> int:
 
     with ExitStack() as stack:
         tools = make_tools(config, plan, progress, identity, world, stack)
-        data, context_length = None, None
+        data, texts = None, None
         while True:
             stage = stage_of(plan.stages, progress.step + 1)
-            if data is None or stage.context_length != context_length:
-                data, context_length = open_data(config, stage, samples, world), stage.context_length
+            if data is None or texts != (stage.context_length, stage.text_mask):
+                data, texts = (
+                    open_data(config, stage, samples, world),
+                    (stage.context_length, stage.text_mask),
+                )
                 tools.watchdog.sample = data.reading
             session = open_session(config, stage, data, state, world, tools.watchdog.enter)
             if state is not None and progress.position != state.progress["position"]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from train.checkpoints.state import Piece, StateReader
 from train.checkpoints.state_files import StateFiles
 from train.config import TrainConfig, model_of
 from train.data.sample_order import derive_seed
+from train.data.text_mask import TextMask, shorten_texts
 from train.data.training_data import Samples, TrainingData, build_data
 from train.losses.loss import LossName, build_loss, check_trainable
 from train.losses.teacher import build_teacher
@@ -77,9 +79,16 @@ class Session:
 
 
 def open_data(config: TrainConfig, stage: Stage, samples: Samples, world: World) -> TrainingData:
-    """The data of a stage, captions as its model reads them; stages of one context length can share it."""
-    tokenizer = tokenizer_of(config.model.name, architecture_of(model_of(config, stage)))
-    return build_data(samples, tokenizer, config.data, config.seed, world)
+    """The data of a stage, captions as its model reads them; stages of one context length and mask can share it."""
+    if stage.text_mask is TextMask.cut:
+        tokenizer = tokenizer_of(config.model.name, architecture_of(model_of(config, stage)))
+        return build_data(samples, tokenizer, config.data, config.seed, world)
+    # As many tokens as the run's own model takes, of which the mask chooses.
+    tokenizer = tokenizer_of(config.model.name, architecture_of(config.model))
+    shorten = functools.partial(
+        shorten_texts, mask=stage.text_mask, context_length=stage.context_length, seed=config.seed
+    )
+    return build_data(samples, tokenizer, config.data, config.seed, world, shorten=shorten)
 
 
 def open_session(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crawl2clip.errors import ConfigError
+from train.data.text_mask import TextMask
 from train.optimization.schedule import ScheduleConfig, check_length
 from train.stages import Stage, StageConfig
 
@@ -99,6 +100,7 @@ def _settings(config: StageConfig, architecture: dict[str, Any], global_batch_si
     own = {
         "image_size": size if isinstance(size, int) else size[0],
         "context_length": text.get("context_length", 77),
+        "text_mask": TextMask.cut,
         "patch_dropout": float(vision.get("patch_dropout", 0.0)),
         "global_batch_size": global_batch_size,
     }
@@ -144,6 +146,21 @@ def _check_stage(
         raise ConfigError(
             f"image size {size} {where}is above data.decode_size={decode_size}, so images would be enlarged; set "
             f"data.decode_size={size} or more"
+        )
+    text = architecture["text_cfg"]
+    whole = text.get("context_length", 77)
+    if settings["text_mask"] is not TextMask.cut and settings["context_length"] >= whole:
+        raise ConfigError(
+            f"text_mask={settings['text_mask'].value} {where}has nothing to leave out: the stage's context_length is "
+            f"{settings['context_length']} and the model's own {whole}; give the stage a shorter one, or leave "
+            "text_mask null"
+        )
+    if settings["text_mask"] is not TextMask.cut and (
+        text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    ):
+        raise ConfigError(
+            f"text_mask={settings['text_mask'].value} {where}keeps the marks of start and end of CLIP's own tokenizer, "
+            f"and this model has {text.get('hf_tokenizer_name') or text.get('hf_model_name')}'s; leave text_mask null"
         )
     if settings["patch_dropout"] > 0 and not is_vit and "timm_model_name" not in vision:
         raise ConfigError(

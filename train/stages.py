@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crawl2clip.errors import ConfigError
+from train.data.text_mask import TextMask
 from train.optimization.schedule import ScheduleConfig, scheduled_lr
 
 
@@ -24,6 +25,7 @@ class StageConfig:
     samples_seen: int | None = None  # or so many samples; all stages together have the run's
     image_size: int | None = None  # side in pixels
     context_length: int | None = None  # tokens that a caption is cut to, start and end of text included
+    text_mask: TextMask | None = None  # which tokens of a longer caption are kept; null: cut, its first
     patch_dropout: float | None = (
         None  # fraction of the image's patches that is left out in training, 0 to below 1
     )
@@ -74,6 +76,7 @@ class Stage:
     first_position: int  # of the first sample of its first batch
     image_size: int
     context_length: int
+    text_mask: TextMask
     patch_dropout: float
     global_batch_size: int
     per_rank_batch_size: int

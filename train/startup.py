@@ -12,8 +12,9 @@ from crawl2clip.errors import ConfigError
 from crawl2clip.models import ModelConfig, architecture_of
 from train.checkpoints.state_files import StateFiles
 from train.config import Plan, TrainConfig
+from train.data.text_mask import TextMask
 from train.model.flops import describe_budget, pair_flops, total_budget
-from train.stages import budget_parts, stage_of
+from train.stages import Stage, budget_parts, stage_of
 
 ASSUMED_TEXT_TOKENS = 18
 """Mean tokens of an alt text with its two marks, for the budget; the log counts the real ones."""
@@ -109,11 +110,16 @@ def log_startup(config: TrainConfig, plan: Plan, state: StateFiles | None, world
     if len(plan.stages) > 1:
         lines["stages"] = "; ".join(
             f"{stage.num_steps} steps of {stage.global_batch_size} at {stage.image_size} px and "
-            f"{stage.context_length} tokens, patch dropout {stage.patch_dropout:g}, peak lr {stage.peak_lr:g}"
+            f"{stage.context_length} tokens{_masked(stage)}, patch dropout {stage.patch_dropout:g}, "
+            f"peak lr {stage.peak_lr:g}"
             for stage in plan.stages
         )
     width = max(map(len, lines))
     logger.info("training\n%s", "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items()))
+
+
+def _masked(stage: Stage) -> str:
+    return "" if stage.text_mask is TextMask.cut else f" chosen by {stage.text_mask.value}"
 
 
 def _data_of(config: TrainConfig) -> str:

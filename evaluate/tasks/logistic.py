@@ -53,11 +53,10 @@ class LogisticRegression:
             labels: [N] int64, same device.
             num_classes: C; classes without a sample are never predicted.
         """
-        self._present, self._target = torch.unique(labels, return_inverse=True)
+        self._present, target = torch.unique(labels, return_inverse=True)
         small = features.numel() * len(self._present) <= _SMALL_PRODUCTS
-        self._features = features.to(torch.float64 if small else torch.float32)
+        self._samples = _Samples.of(features.to(torch.float64 if small else torch.float32), target)
         self._num_classes = num_classes
-        self._axes = principal_axes(self._features)
         self._fits: dict[float, Fit] = {}
 
     def fit(self, l2: float, *, tolerance: float | None = None) -> Fit:
@@ -71,13 +70,13 @@ class LogisticRegression:
         start = None
         if self._fits:
             start = self._fits[min(self._fits, key=lambda known: abs(math.log(known / l2)))].classifier
-        problem = _Problem(self._features, self._target, len(self._present), self._axes, l2)
+        problem = _Problem(self._samples, len(self._present), l2)
         minimum = minimise(
             problem.value_and_gradient,
             problem.point_of(start, self._present),
             # Where all classes are equally likely a class's curvature is 1 / C of the scatter.
             first_scale=float(len(self._present)),
-            tolerance=tolerance or _TOLERANCE[self._features.dtype],
+            tolerance=tolerance or _TOLERANCE[self._samples.rows.dtype],
             max_iterations=MAX_ITERATIONS,
         )
         weight, bias = problem.weight_and_bias(minimum.point)
@@ -89,53 +88,75 @@ class LogisticRegression:
         return self._fits[l2]
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """What a pass reads. Fewer samples than features become coordinates along their axes, which are fewer still."""
+
+    rows: torch.Tensor  # [N, W]: the features, W = D, or their coordinates, W = R
+    target: torch.Tensor  # [N] int64, index among the classes present
+    axes: PrincipalAxes
+    along_axes: bool  # whether the rows are coordinates
+
+    @staticmethod
+    def of(features: torch.Tensor, target: torch.Tensor) -> "_Samples":
+        """Of features [N, D]; they are not copied unless they become coordinates."""
+        axes = principal_axes(features)
+        if len(features) > features.shape[1]:
+            return _Samples(features, target, axes, along_axes=False)
+        dtype = features.dtype
+        return _Samples((features - axes.mean.to(dtype)) @ axes.axes.to(dtype), target, axes, along_axes=True)
+
+
 class _Problem:
     """The objective at one penalty, by coordinates along the scaled principal axes.
 
     A point is [C, R + 1]: coordinates of each class's weight, and its bias for features at their mean.
     """
 
-    def __init__(
-        self, features: torch.Tensor, target: torch.Tensor, num_classes: int, axes: PrincipalAxes, l2: float
-    ) -> None:
-        self._features, self._target, self._num_classes = features, target, num_classes
-        self._mean_penalty = l2 / len(features)
-        dtype = features.dtype
-        scale = (axes.scatter / len(features) + num_classes * self._mean_penalty).rsqrt()
+    def __init__(self, samples: _Samples, num_classes: int, l2: float) -> None:
+        self._samples, self._num_classes = samples, num_classes
+        axes, num, dtype = samples.axes, len(samples.rows), samples.rows.dtype
+        scale = (axes.scatter / num + num_classes * l2 / num).rsqrt()
+        self._scale = scale.to(dtype)  # [R]
+        self._penalties = (l2 / num * scale.square()).to(dtype)  # [R]
         self._to_weight = (axes.axes * scale).T.to(dtype)  # [R, D]
         self._from_weight = (axes.axes / scale).to(dtype)  # [D, R], its inverse on the span of the axes
-        self._penalties = (self._mean_penalty * scale.square()).to(dtype)  # [R]
         self._mean = axes.mean.to(dtype)
 
     def point_of(self, start: LinearClassifier | None, present: torch.Tensor) -> torch.Tensor:
         """The point of a classifier, zero for none; of its weights only the part along the axes matters."""
         if start is None:
-            return self._features.new_zeros(self._num_classes, len(self._penalties) + 1)
-        weight = start.weight[present].to(self._features)
-        bias = start.bias[present].to(self._features).nan_to_num(neginf=0.0)
+            return self._mean.new_zeros(self._num_classes, len(self._penalties) + 1)
+        weight = start.weight[present].to(self._mean)
+        bias = start.bias[present].to(self._mean).nan_to_num(neginf=0.0)
         return torch.cat([weight @ self._from_weight, (bias + weight @ self._mean)[:, None]], dim=1)
 
     def weight_and_bias(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[C, D] and [C] of a point."""
+        """[C, D] and [C] of a point, for features as they are."""
         weight = point[:, :-1] @ self._to_weight
         return weight, point[:, -1] - weight @ self._mean
 
     def value_and_gradient(self, point: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Mean objective, summed in float64, and its gradient [C, R + 1]."""
-        num = len(self._features)
-        weight, bias = self.weight_and_bias(point)
+        samples, num = self._samples, len(self._samples.rows)
+        coordinates = point[:, :-1]
+        weight, bias = (
+            (coordinates * self._scale, point[:, -1]) if samples.along_axes else self.weight_and_bias(point)
+        )
         entropy = torch.zeros((), dtype=torch.float64, device=point.device)
         by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         rows = max(1, _BLOCK_LOGITS.get(point.device.type, 1 << 24) // self._num_classes)
-        for block, target in zip(self._features.split(rows), self._target.split(rows), strict=True):
+        for block, target in zip(samples.rows.split(rows), samples.target.split(rows), strict=True):
             own = target[:, None]
             log_probability = torch.log_softmax(torch.addmm(bias, block, weight.T), dim=1)
             entropy -= log_probability.gather(1, own).sum(dtype=torch.float64)
             residual = log_probability.exp_().scatter_add_(1, own, block.new_full(own.shape, -1.0))
             by_weight.addmm_(residual.T, block)
             by_bias += residual.sum(dim=0)
-        coordinates = point[:, :-1]
-        by_centred = (by_weight - by_bias[:, None] * self._mean) / num
-        gradient = by_centred @ self._to_weight.T + self._penalties * coordinates
+        if samples.along_axes:
+            by_coordinate = by_weight * self._scale
+        else:
+            by_coordinate = (by_weight - by_bias[:, None] * self._mean) @ self._to_weight.T
+        gradient = by_coordinate / num + self._penalties * coordinates
         penalty = (coordinates.square() * self._penalties).sum(dtype=torch.float64) / 2
         return float(entropy / num + penalty), torch.cat([gradient, by_bias[:, None] / num], dim=1)

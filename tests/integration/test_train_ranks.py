@@ -245,7 +245,7 @@ def test_a_nan_before_the_first_checkpoint_leaves_nothing_to_roll_back_to(ranks,
 
 def test_a_curriculum_killed_in_each_stage_equals_an_unbroken_one(ranks, settings):
     stages = (
-        "stages=[{fraction: 0.5, image_size: 16, context_length: 8}, "
+        "stages=[{fraction: 0.5, image_size: 16, context_length: 8, text_mask: random}, "
         "{fraction: 0.5, image_size: 32, global_batch_size: 4, lr: 0.001, warmup_steps: 1}]"
     )
     words = (stages, "checkpoint.every_steps=3", "ema=standard", "ema.decay=0.9", "ema.warmup_steps=0")

@@ -103,16 +103,20 @@ def test_features_wider_than_the_samples_are_many_equal_scikit_learn():
     assert abs(ours.weight.numpy() - reference.coef_).max() < 1e-4
 
 
-def test_the_gradient_is_that_of_the_objective(digits):
-    features, labels = digits[0][:50], digits[1][:50]
-    axes = principal_axes(features)
-    problem = logistic._Problem(features, labels, 10, axes, l2=0.7)
+@pytest.mark.parametrize(
+    "num", [50, 150]
+)  # of 64 features: the rows become coordinates, and stay what they are
+def test_the_gradient_is_that_of_the_objective(digits, num):
+    features, labels = digits[0][:num], digits[1][:num]
+    samples = logistic._Samples.of(features, labels)
+    assert samples.along_axes == (num < features.shape[1])
+    problem = logistic._Problem(samples, 10, l2=0.7)
     point = torch.randn(
-        10, len(axes.scatter) + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        10, len(samples.axes.scatter) + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     ).requires_grad_()
     weight, bias = problem.weight_and_bias(point)
     reference = torch.nn.functional.cross_entropy(features @ weight.T + bias, labels)
-    reference = reference + 0.7 / 2 / 50 * weight.square().sum()
+    reference = reference + 0.7 / 2 / num * weight.square().sum()
     (expected,) = torch.autograd.grad(reference, point)
     value, gradient = problem.value_and_gradient(point.detach())
     assert value == pytest.approx(reference.item(), abs=1e-12)

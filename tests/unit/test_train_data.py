@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from train.data.index_file import open_index
 from train.data.mixture import SourceConfig
 from train.data.remote import RemoteConfig
 from train.data.sample_reader import full_lengths, lengths_by_largest_id, text_lengths_for
+from train.data.text_mask import TextMask, shorten_texts
 from train.data.training_data import DataConfig, build_data, find_samples
 from train.data.worker_watch import WorkerWatch, watched
 
@@ -73,10 +75,10 @@ def data_config(folder, **changes):
     return DataConfig(**{**values, **changes})
 
 
-def load(folder, world=WORLD, seed=0, words=tokenizer, **changes):
+def load(folder, world=WORLD, seed=0, words=tokenizer, shorten=None, **changes):
     config = data_config(folder, **changes)
     return build_data(
-        find_samples(config, single_process()), words, config, seed, world, lengths_by_largest_id
+        find_samples(config, single_process()), words, config, seed, world, lengths_by_largest_id, shorten
     )
 
 
@@ -550,3 +552,18 @@ def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(folder, monke
 def test_setting_errors(change, message):
     with pytest.raises(ConfigError, match=message):
         data_config("x", **change)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_caption_is_masked_otherwise_at_each_draw_and_alike_when_it_is_asked_for_again(tmp_path, in_memory):
+    write_shard(tmp_path / "0.tar", range(4))
+    long = torch.tensor([7, *range(1, 19), 9999])
+    mask = partial(shorten_texts, mask=TextMask.random, context_length=8, seed=0)
+    data = load(
+        tmp_path, words=lambda texts: long.repeat(len(texts), 1), shorten=mask, cache_decoded=in_memory
+    )
+    whole = torch.cat([batch.text_tokens for batch in data.batches(0, 4, 2, 8)])
+    assert whole.shape == (8, 8)
+    assert len({tuple(row.tolist()) for row in whole}) > 4  # two epochs of four samples
+    later = torch.cat([batch.text_tokens for batch in data.batches(4, 2, 2, 8)])
+    assert torch.equal(later, whole[4:])  # as after a resume

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from crawl2clip.config import CONFIG_DIR
 from crawl2clip.errors import ConfigError
+from train.data.text_mask import TextMask
 from train.model.flops import total_budget
 from train.optimization.schedule import DecayShape, ScheduleConfig, ScheduleName, scheduled_lr
 from train.stage_plan import plan_stages
@@ -190,6 +191,18 @@ def test_recipes(name, samples_seen, expected):
             {"architecture": {**ARCHITECTURE, "vision_cfg": {"layers": [3, 4, 6, 3], "image_size": 224}}},
             "patch_dropout=0.5 in stage 0 has no effect on a ResNet, which has no patches; "
             "leave it null, or take a ViT",
+        ),
+        (
+            [{"fraction": 1.0, "text_mask": TextMask.block}],
+            {},
+            "text_mask=block in stage 0 has nothing to leave out: the stage's context_length is 77 and the model's own "
+            "77; give the stage a shorter one, or leave text_mask null",
+        ),
+        (
+            [{"fraction": 1.0, "text_mask": TextMask.random, "context_length": 16}],
+            {"architecture": {**ARCHITECTURE, "text_cfg": {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}},
+            "text_mask=random in stage 0 keeps the marks of start and end of CLIP's own tokenizer, and this model has "
+            "timm/ViT-B-16-SigLIP's; leave text_mask null",
         ),
         (
             [{"fraction": 0.9}, {"fraction": 0.1, "lr": 1e-4, "warmup_steps": 10}],

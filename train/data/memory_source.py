@@ -15,6 +15,7 @@ from train.data.decode import centre_square
 from train.data.loading import LoaderSettings, load
 from train.data.sample_order import uniforms
 from train.data.sample_reader import CAPTION, BadDraw, Batch, SampleReader, cut_to_longest
+from train.data.text_mask import ShortenTexts
 
 _CHUNK = 64  # samples a worker decodes at a time
 
@@ -37,9 +38,11 @@ class MemorySource:
     Args:
         parts: all samples, in order.
         seed: of the run; chooses captions as SampleReader does.
+        shorten: leaves tokens out of each draw's caption; None keeps all.
     """
 
-    def __init__(self, parts: Sequence[_Part], seed: int) -> None:
+    def __init__(self, parts: Sequence[_Part], seed: int, shorten: ShortenTexts | None = None) -> None:
+        self._shorten = shorten
         self._images = torch.cat([part.images for part in parts])
         self._text_tokens = torch.cat([part.text_tokens for part in parts])
         self._text_lengths = torch.cat([part.text_lengths for part in parts])
@@ -59,10 +62,12 @@ class MemorySource:
             u = uniforms(self._seed, positions, CAPTION, 1)[:, 0]
             captions = captions + [choose(self._cumulative[n], v) for n, v in zip(numbers, u, strict=True)]
         chosen = torch.from_numpy(captions)
-        lengths = self._text_lengths[chosen]
+        tokens, lengths = self._text_tokens[chosen], self._text_lengths[chosen]
+        if self._shorten is not None:
+            tokens, lengths = self._shorten(tokens, lengths, positions)
         return Batch(
             self._images[rows],
-            cut_to_longest(self._text_tokens[chosen], lengths),
+            cut_to_longest(tokens, lengths),
             lengths,
             self._sample_ids[rows],
             torch.from_numpy(positions),
@@ -109,7 +114,7 @@ def decode_all(
             own.append(part)
             bar.update(len(part.images))
     shares = world.all_gather_object(own)
-    return MemorySource([part for share in shares for part in share], reader.seed)
+    return MemorySource([part for share in shares for part in share], reader.seed, reader.shorten)
 
 
 def _decode_part(reader: SampleReader, numbers: np.ndarray, size: int) -> _Part:

@@ -26,6 +26,7 @@ from train.data.decode import (
 from train.data.sample_order import uniforms
 from train.data.shard_files import ShardFiles, Span
 from train.data.shard_index import SampleTable
+from train.data.text_mask import ShortenTexts
 from train.data.worker_watch import WorkerState, WorkerWatch
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -112,6 +113,7 @@ class SampleReader:
         tokenizer: the model's.
         captions: where a sample's captions may be.
         text_lengths_of: tokens to lengths; None finds out from the tokenizer.
+        shorten: leaves tokens out of each draw's caption; None keeps what the tokenizer gives.
         random_crop: None takes the centre square.
         max_image_pixels: larger images are refused by their header.
         seed: of the run.
@@ -126,6 +128,7 @@ class SampleReader:
         captions: Sequence[CaptionConfig],
         *,
         text_lengths_of: TextLengths | None = None,
+        shorten: ShortenTexts | None = None,
         random_crop: RandomCropConfig | None,
         max_image_pixels: int,
         seed: int,
@@ -133,6 +136,7 @@ class SampleReader:
     ) -> None:
         self.table, self.files, self.tokenizer, self.seed, self.watch = table, files, tokenizer, seed, watch
         self.text_lengths_of = text_lengths_of or text_lengths_for(tokenizer)
+        self.shorten = shorten
         self._places = list(captions)
         self._random_crop = random_crop
         self._max_image_pixels = max_image_pixels
@@ -152,6 +156,8 @@ class SampleReader:
         captions = [sample.captions.choose(number) for sample, number in zip(decoded, u, strict=True)]
         text_tokens = self.tokenizer(captions)
         text_lengths = self.text_lengths_of(text_tokens)
+        if self.shorten is not None:
+            text_tokens, text_lengths = self.shorten(text_tokens, text_lengths, positions)
         self.watch.idle()
         return Batch(
             torch.stack([sample.image for sample in decoded]),

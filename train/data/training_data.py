@@ -26,6 +26,7 @@ from train.data.sample_reader import BadDraw, Batch, SampleReader, TextLengths, 
 from train.data.shard_cache import ShardCache
 from train.data.shard_files import ShardFiles
 from train.data.shard_index import SampleTable, build_table, join_tables
+from train.data.text_mask import ShortenTexts
 from train.data.worker_watch import WorkerWatch
 
 __all__ = ["DataConfig", "Samples", "TrainingData", "build_data", "find_samples"]
@@ -205,6 +206,7 @@ def build_data(
     seed: int,
     world: World,
     text_lengths_of: TextLengths | None = None,
+    shorten: ShortenTexts | None = None,
 ) -> TrainingData:
     """The data of a run; decodes everything first when `cache_decoded` asks for it.
 
@@ -213,6 +215,7 @@ def build_data(
         tokenizer: the model's.
         seed: of the run: order, crops and captions follow from it.
         text_lengths_of: tokens to lengths; None finds out from the tokenizer.
+        shorten: leaves tokens out of each draw's caption; None keeps what the tokenizer gives.
     """
     reader = SampleReader(
         samples.table,
@@ -220,6 +223,7 @@ def build_data(
         tokenizer,
         config.caption_list,
         text_lengths_of=text_lengths_of,
+        shorten=shorten,
         random_crop=config.random_crop,
         max_image_pixels=config.max_image_pixels,
         seed=seed,
