@@ -109,7 +109,7 @@ class DownloadStatus(str, Enum):
     invalid_url = "invalid_url"
     address_refused = "address_refused"  # private, loopback, link-local, metadata ... addresses
     robots_disallowed = "robots_disallowed"
-    opted_out = "opted_out"  # X-Robots-Tag noai, noimageai, noindex, noimageindex
+    opted_out = "opted_out"  # X-Robots-Tag, TDMRep or AIPREF; the consent column says which
     dns_error = "dns_error"
     connect_error = "connect_error"
     tls_error = "tls_error"
@@ -121,10 +121,12 @@ class DownloadStatus(str, Enum):
     too_small_bytes = "too_small_bytes"
     unsupported_type = "unsupported_type"  # by the file's magic bytes, not by Content-Type
     undecodable = "undecodable"
+    decoder_failed = "decoder_failed"  # too much memory or time, or a crash: its process was ended
     too_many_pixels = "too_many_pixels"
     too_many_frames = "too_many_frames"
     too_small = "too_small"
     bad_aspect_ratio = "bad_aspect_ratio"
+    hash_mismatch = "hash_mismatch"  # not the image that a published list says is there
 
 
 DOWNLOAD_SCHEMA = pa.schema(
@@ -138,11 +140,14 @@ DOWNLOAD_SCHEMA = pa.schema(
         pa.field("original_height", pa.int32()),
         pa.field("width", pa.int32()),  # pixels, as stored
         pa.field("height", pa.int32()),
-        pa.field("format", pa.string()),  # of the original: jpeg, png, webp, gif
+        pa.field("format", pa.string()),  # of the original: jpeg, png, webp, gif, bmp, avif, heic
         pa.field("md5", pa.string()),  # of the original bytes
         pa.field("sha256", pa.string()),  # of the original bytes
         pa.field("phash", pa.string()),  # 64-bit perceptual hash of the original, 16 hex digits
-        pa.field("consent", pa.string()),  # the decision and its reason
+        pa.field(
+            "expected", pa.string()
+        ),  # exact, near or mismatch: the list's hash; null when it gives none
+        pa.field("consent", pa.string()),  # every decision and its reason
     ]
 )
 """A row for every URL tried: the candidate's columns and what came of it."""

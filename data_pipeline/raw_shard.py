@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from crawl2clip.schema import DOWNLOAD_SCHEMA, DownloadStatus
 from crawl2clip.shards import ShardWriter
 from data_pipeline.fetch import Fetched
-from data_pipeline.images import Processed
+from data_pipeline.processed import Processed
 from data_pipeline.stage import Counts
 
 _SAMPLE_COLUMNS = (

@@ -25,7 +25,8 @@ from crawl2clip.files import write_json
 from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import raise_fault, read_samples
 from data_pipeline.download import DownloadConfig, DownloadStage, interleave_by_host, make_stage
-from data_pipeline.image_config import PIXEL_LIMIT, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.image_config import PIXEL_LIMIT, Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.policy import PolicyConfig
 from data_pipeline.stage import (
     Counts,
     Outcome,
@@ -42,6 +43,7 @@ IMAGES = ImageConfig(
     size=32,
     only_if_bigger=True,
     upscaling=Upscaling.lanczos,
+    decoding=Decoding.exact,
     format=StoredFormat.jpg,
     quality=95,
     min_size=2,
@@ -49,25 +51,37 @@ IMAGES = ImageConfig(
     max_pixels=PIXEL_LIMIT,
     max_frames=100,
 )
+POLICY = PolicyConfig(
+    robots=True,
+    opt_out_directives=["noai", "noimageai", "noindex", "noimageindex"],
+    tdmrep=False,
+    aipref_usages=[],
+)
 CONFIG = DownloadConfig(
     user_agent="crawl2clip/0.1 (+https://example.org/bot)",
     concurrency=64,
     per_host_connections=64,
     per_host_requests_per_s=10_000.0,
     max_host_failures=1_000,
+    nameservers=[],
     connect_timeout_s=2.0,
+    first_byte_timeout_s=2.0,
     read_timeout_s=2.0,  # what a good answer has on a busy machine, and what each stalling one costs
+    min_bytes_per_s=0.0,
     total_timeout_s=4.0,
+    task_timeout_s=30.0,
     retries=0,
     backoff_s=0.02,
     max_retry_after_s=1.0,
     max_redirects=5,
     max_bytes=1_000_000,
     allow_loopback=True,
-    respect_robots=True,
-    opt_out_directives=["noai", "noimageai", "noindex", "noimageindex"],
+    policy=POLICY,
+    passes=1,
     shard_deadline_s=60.0,
-    decode_threads=2,
+    decoders=2,
+    decode_timeout_s=20.0,
+    decode_memory_mb=1000,
     images=IMAGES,
 )
 STATUSES = {
@@ -237,7 +251,7 @@ def test_kept_pngs_stay_as_they_came(server, tmp_path):
 
 def test_the_shards_deadline_ends_what_is_late(tmp_path):
     with HostileServer() as server:
-        config = replace(CONFIG, shard_deadline_s=3.0, read_timeout_s=50.0, total_timeout_s=50.0)
+        config = replace(CONFIG, shard_deadline_s=3.0, first_byte_timeout_s=50.0, total_timeout_s=50.0)
         rows = [candidate(server.url("/stall"), "late"), candidate(server.url("/good"), "in time")]
         counts = download(tmp_path, rows, config)
         assert (counts.rows_out, counts.dropped) == (1, {"timeout": 1})
@@ -271,7 +285,7 @@ def test_the_same_answers_give_the_same_bytes_in_whatever_order_they_come(tmp_pa
         rows = [candidate(server.url(f"/image/{number}"), f"picture {number}") for number in range(30)]
         rows += [candidate(server.url("/slow"), "slow"), candidate(server.url("/gone"), "gone")]
         download(tmp_path / "a", rows)
-        download(tmp_path / "b", rows, replace(CONFIG, concurrency=1, decode_threads=1))
+        download(tmp_path / "b", rows, replace(CONFIG, concurrency=1, decoders=1))
         for name in ("00000000.tar", "00000000.parquet"):
             assert (tmp_path / "a/raw" / name).read_bytes() == (tmp_path / "b/raw" / name).read_bytes()
 
@@ -336,7 +350,7 @@ def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(tmp_path):
             rows = [candidate(server.url(f"/good/{index}/{number}"), f"{number}") for number in range(40)]
             shards[f"{index:08d}"] = [*rows, candidate(server.url(f"/gone/{index}"), "gone")]
         shards["00000001"].append(candidate(server.url("/held"), "keeps the shard open until the kill"))
-        config = replace(CONFIG, per_host_connections=4, read_timeout_s=50.0, total_timeout_s=50.0)
+        config = replace(CONFIG, per_host_connections=4, first_byte_timeout_s=50.0, total_timeout_s=50.0)
         write_candidates(tmp_path / "deduplicated", shards)
         work = stage(tmp_path, config)
         (tmp_path / "stage.pickle").write_bytes(pickle.dumps(work))

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, features
 from sample_images import SVG, animated_gif, image_file, pixels, png_bomb, png_chunk
 
 from crawl2clip.errors import ConfigError
-from data_pipeline.image_config import PIXEL_LIMIT, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.image_config import PIXEL_LIMIT, Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
 from data_pipeline.image_headers import Header, read_header, sniff
 from data_pipeline.image_metadata import CannotStrip, strip_metadata
 from data_pipeline.images import Processed, perceptual_hash, process_image
@@ -23,6 +23,7 @@ CONFIG = ImageConfig(
     size=256,
     only_if_bigger=False,
     upscaling=Upscaling.lanczos,
+    decoding=Decoding.exact,
     format=StoredFormat.keep,
     quality=95,
     min_size=0,
