@@ -4,6 +4,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,30 +31,35 @@ def print_parts(folder: Path) -> None:
     for kind, limit in (("small", 100), ("large", 8)):
         bodies = [path.read_bytes() for path in sorted(folder.glob(f"{kind}-*.jpg"))[:limit]]
         height, width = simplejpeg.decode_jpeg_header(bodies[0])[:2]
+        size = (width, height)
         at_least = fitted_size(width, height, config)
         full = [decode(body, "jpeg", 10**9).pixels for body in bodies[:16]]
         scaled = [decode(body, "jpeg", 10**9, at_least).pixels for body in bodies[:16]]
-        small = [resize(pixels, config, (width, height)) for pixels in full]
+        small = [resize(pixels, config, size) for pixels in full]
         parts: dict[str, tuple[list, Callable]] = {
-            "decode, exact": (bodies, lambda body: decode(body, "jpeg", 10**9)),
-            "decode, scaled": (bodies, lambda body: decode(body, "jpeg", 10**9, at_least)),
-            "resize, exact": (full, lambda pixels: resize(pixels, config, (width, height))),
-            "resize, scaled": (scaled, lambda pixels: resize(pixels, config, (width, height))),
-            "encode": (small, lambda pixels: encode(pixels, "jpg", 95)),
+            "decode, exact": (bodies, partial(decode, name="jpeg", max_pixels=10**9)),
+            "decode, scaled": (bodies, partial(decode, name="jpeg", max_pixels=10**9, at_least=at_least)),
+            "resize, exact": (full, partial(resize, config=config, original=size)),
+            "resize, scaled": (scaled, partial(resize, config=config, original=size)),
+            "encode": (small, partial(encode, extension="jpg", quality=95)),
             "md5 and sha256": (bodies, _hashes),
             "perceptual hash, exact": (full, perceptual_hash),
             "perceptual hash, scaled": (scaled, perceptual_hash),
             "OpenCV's decode, for comparison": (bodies, _opencv_decode),
         }
-        times: dict[str, list[float]] = {name: [] for name in parts}
-        for _ in range(ROUNDS):
-            for name, (items, work) in parts.items():
-                started = time.process_time()
-                for item in items:
-                    work(item)
-                times[name].append(1e3 * (time.process_time() - started) / len(items))
-        for name, values in times.items():
-            print(f"part {kind} {name}: {sorted(values)[ROUNDS // 2]:.3f} CPU ms", flush=True)
+        _print_times(kind, parts)
+
+
+def _print_times(kind: str, parts: dict[str, tuple[list, Callable]]) -> None:
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(ROUNDS):
+        for name, (items, work) in parts.items():
+            started = time.process_time()
+            for item in items:
+                work(item)
+            times[name].append(1e3 * (time.process_time() - started) / len(items))
+    for name, values in times.items():
+        print(f"part {kind} {name}: {sorted(values)[ROUNDS // 2]:.3f} CPU ms", flush=True)
 
 
 def _hashes(body: bytes) -> None:

@@ -102,7 +102,7 @@ class _Connection(asyncio.Protocol):
             self.transport.write(self.server.images["small"][0][:20_000])
             self.transport.close()
         elif kind in _SLOW:
-            asyncio.ensure_future(_SLOW[kind](self))
+            self.task = asyncio.ensure_future(_SLOW[kind](self))
         else:
             self.transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
@@ -150,13 +150,12 @@ def make_certificate(folder: Path, addresses: list[str]) -> tuple[Path, Path]:
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     authority_key, request, extensions = (folder / name for name in ("ca.key", "server.csr", "names.txt"))
     extensions.write_text(f"subjectAltName={names}\n")
-    for words in (
-        ["req", "-x509", *curve, "-days", "30", "-subj", "/CN=benchmark authority", "-keyout", authority_key]
-        + ["-out", authority, "-addext", "keyUsage=critical,keyCertSign"],
-        ["req", *curve, "-subj", "/CN=benchmark", "-keyout", key, "-out", request],
-        ["x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key, "-days", "30"]
-        + ["-extfile", extensions, "-CAcreateserial", "-out", certificate],
-    ):
+    issue = ["req", "-x509", *curve, "-days", "30", "-subj", "/CN=benchmark authority"]
+    issue += ["-keyout", authority_key, "-out", authority, "-addext", "keyUsage=critical,keyCertSign"]
+    ask = ["req", *curve, "-subj", "/CN=benchmark", "-keyout", key, "-out", request]
+    sign = ["x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key, "-days", "30"]
+    sign += ["-extfile", extensions, "-CAcreateserial", "-out", certificate]
+    for words in (issue, ask, sign):
         subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
     return certificate, key
 

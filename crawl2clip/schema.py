@@ -5,11 +5,17 @@ counter, so two runs, two machines and two crawls agree on it without talking to
 """
 
 from collections.abc import Iterable
-from enum import Enum
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+
+from crawl2clip.download_status import DownloadStatus
+
+__all__ = [
+    "CANDIDATE_SCHEMA", "DOCUMENT_IMAGE", "DOCUMENT_SCHEMA", "DOWNLOAD_SCHEMA", "UID_DTYPE", "DownloadStatus",
+    "array_to_uids", "document_uid", "uid_of", "uids_to_array",
+]  # fmt: skip
 
 UID_DTYPE = np.dtype("u8,u8")
 """DataComp's interface for a subset: a sorted npy array of (high, low) 64-bit halves of the uid."""
@@ -100,33 +106,6 @@ def document_uid(page_url: str, parts: Iterable[str]) -> str:
         parts: its texts and its images' uids, in order.
     """
     return uid_of(page_url, "\0".join(parts))
-
-
-class DownloadStatus(str, Enum):
-    """What came of one URL; the closed list of reasons a candidate is lost at download."""
-
-    success = "success"
-    invalid_url = "invalid_url"
-    address_refused = "address_refused"  # private, loopback, link-local, metadata ... addresses
-    robots_disallowed = "robots_disallowed"
-    opted_out = "opted_out"  # X-Robots-Tag, TDMRep or AIPREF; the consent column says which
-    dns_error = "dns_error"
-    connect_error = "connect_error"
-    tls_error = "tls_error"
-    timeout = "timeout"
-    http_error = "http_error"  # the status code is in http_status
-    too_many_redirects = "too_many_redirects"
-    too_large = "too_large"
-    empty_body = "empty_body"
-    too_small_bytes = "too_small_bytes"
-    unsupported_type = "unsupported_type"  # by the file's magic bytes, not by Content-Type
-    undecodable = "undecodable"
-    decoder_failed = "decoder_failed"  # too much memory or time, or a crash: its process was ended
-    too_many_pixels = "too_many_pixels"
-    too_many_frames = "too_many_frames"
-    too_small = "too_small"
-    bad_aspect_ratio = "bad_aspect_ratio"
-    hash_mismatch = "hash_mismatch"  # not the image that a published list says is there
 
 
 DOWNLOAD_SCHEMA = pa.schema(

@@ -14,7 +14,7 @@ from data_pipeline.path_patterns import matches, normal_path, path_of
 
 VOCABULARY = "vocab-06"
 _SIGNAL = "aipref"
-# A member of a structured-field dictionary (RFC 9651): a key, perhaps a value, perhaps parameters. Only tokens matter here.
+# A member of a structured-field dictionary (RFC 9651): a key, perhaps a value, perhaps parameters.
 _MEMBER = re.compile(
     r"""([a-z*][a-z0-9_.*-]*)
     (?:=("(?:[^"\\]|\\["\\])*" | [^\s,;"]+))?

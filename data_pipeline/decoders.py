@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.decode_process import FRAME, MAX_DESCRIPTION, undescribe
 from data_pipeline.image_config import ImageConfig
 from data_pipeline.processed import Processed

@@ -23,8 +23,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from crawl2clip.download_status import DownloadStatus
 from crawl2clip.errors import ConfigError
-from crawl2clip.schema import CANDIDATE_SCHEMA, DownloadStatus
+from crawl2clip.schema import CANDIDATE_SCHEMA
 from data_pipeline.addresses import InvalidUrl, parse_url
 from data_pipeline.decoders import DecoderLimits, Decoders
 from data_pipeline.fetch import Fetched, Fetcher
@@ -32,7 +33,7 @@ from data_pipeline.fetch_config import FetchConfig, check_number
 from data_pipeline.image_config import ImageConfig
 from data_pipeline.raw_shard import StoredImage, write_raw_shard
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
-from data_pipeline.tables import read_table
+from data_pipeline.tables import read_rows
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -112,7 +113,7 @@ class DownloadStage(Stage):
     def run(self, context: "Worker", shard: Shard, temporary: Path) -> Counts:
         """Downloads one shard."""
         started = time.monotonic()
-        rows = read_table(shard.inputs[0], CANDIDATE_SCHEMA.names).to_dicts()
+        rows = read_rows(shard.inputs[0], CANDIDATE_SCHEMA.names)
         before = context.fetcher.totals.copy()
         with tempfile.TemporaryFile(dir=temporary) as spool:
             batch = _Batch(context, self.config, shard.name, spool)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Generic, TypeVar
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.adaptive import AdaptiveLimit
 from data_pipeline.addresses import Guard, InvalidUrl, Target, parse_url
 from data_pipeline.consent import Decision, describe, product_token
@@ -27,7 +27,7 @@ from data_pipeline.fetch_failures import FetchFailed
 from data_pipeline.http_client import Deadlines, HttpClient, Response
 from data_pipeline.politeness import HostGate, HostLimits, parse_retry_after
 from data_pipeline.resolver import Resolver
-from data_pipeline.site_consent import SiteConsent
+from data_pipeline.site_consent import SiteConsent, SiteRules
 
 T = TypeVar("T")
 
@@ -163,11 +163,13 @@ class Fetcher:
         while True:
             rules = await self._consent.before(target, decisions)
 
-            def check(response: Response, target: Target = target) -> None:
-                self._consent.after(response, target, rules, decisions, datetime.now(timezone.utc))
-
             answer = await self._request(
-                target, check, self._read_body, self._config.max_bytes, consume, task
+                target,
+                self._consent_check(target, rules, decisions),
+                self._read_body,
+                self._config.max_bytes,
+                consume,
+                task,
             )
             if answer.location is None:
                 return answer
@@ -179,6 +181,12 @@ class Fetcher:
                     http_status=answer.http_status,
                 )
             target = _redirected(target, answer.location, answer.http_status)
+
+    def _consent_check(self, target: Target, rules: SiteRules, decisions: list[Decision]) -> Check:
+        def check(response: Response) -> None:
+            self._consent.after(response, target, rules, decisions, datetime.now(timezone.utc))
+
+        return check
 
     # One request
 

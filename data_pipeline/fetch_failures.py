@@ -6,7 +6,7 @@ bytes in the output.
 
 import socket
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.addresses import AddressRefused
 
 

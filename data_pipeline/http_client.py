@@ -21,7 +21,7 @@ from typing import Any
 
 import pycurl
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.addresses import AddressRefused, Guard, Target
 from data_pipeline.fetch_failures import FetchFailed
 from data_pipeline.resolver import Resolver

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.image_headers import ImageRefused
 
 _ORIENTATION_TAG = 0x0112

@@ -13,7 +13,7 @@ from io import BytesIO
 import simplejpeg
 from PIL import Image, features
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.image_heic import heic_is_installed, open_heic
 
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif", "heic")

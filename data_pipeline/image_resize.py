@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.image_config import ImageConfig, ResizeMode, Upscaling
 from data_pipeline.image_headers import ImageRefused
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 
 
 @dataclass(frozen=True)

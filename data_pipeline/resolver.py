@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.addresses import AddressRefused, Guard
 from data_pipeline.fetch_failures import FetchFailed, classify_lookup
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.addresses import Target
 from data_pipeline.aipref import UsageRules, aipref_decision
 from data_pipeline.consent import ROBOTS_MAX_BYTES, Decision, Robots, robots_text, x_robots_decision
