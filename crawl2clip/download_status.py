@@ -27,4 +27,7 @@ class DownloadStatus(str, Enum):
     too_many_frames = "too_many_frames"
     too_small = "too_small"
     bad_aspect_ratio = "bad_aspect_ratio"
+    boxes_unreadable = (
+        "boxes_unreadable"  # a list says what to blur in a way that cannot be read; not fetched
+    )
     hash_mismatch = "hash_mismatch"  # not the image that a published list says is there

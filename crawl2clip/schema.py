@@ -64,6 +64,9 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("page_date", pa.string()),  # WARC-Date of the page, ISO 8601
         pa.field("width_hint", pa.int32()),  # pixels, as the page says; null when it does not, and from a WAT
         pa.field("height_hint", pa.int32()),
+        pa.field(
+            "listed", pa.string()
+        ),  # JSON object: columns of a published list that are kept; null from a crawl
     ]
 )
 """A (url, text) pair with where it came from."""

@@ -75,6 +75,17 @@ class Decoders:
         self.failure: RuntimeError | None = None
         self._decoders = [_Decoder(self) for _ in range(number)]
 
+    async def wait_until_ready(self) -> None:
+        """Returns when a decoder can take a file.
+
+        Raises:
+            RuntimeError: decoders cannot be started on this machine.
+        """
+        while self.failure is None and not any(decoder.ready for decoder in self._decoders):
+            await asyncio.sleep(0.01)
+        if self.failure is not None:
+            raise self.failure
+
     async def process(self, body: bytes, blurred: Sequence[Sequence[float]] = ()) -> Processed:
         """What comes of a file; its original bytes are hashed, whatever it is.
 

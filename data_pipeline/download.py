@@ -15,7 +15,7 @@ import tempfile
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -25,15 +25,17 @@ from omegaconf import MISSING
 
 from crawl2clip.download_status import DownloadStatus
 from crawl2clip.errors import ConfigError
-from crawl2clip.schema import CANDIDATE_SCHEMA
+from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA
 from data_pipeline.addresses import InvalidUrl, parse_url
 from data_pipeline.decoders import DecoderLimits, Decoders
 from data_pipeline.fetch import Fetched, Fetcher
 from data_pipeline.fetch_config import FetchConfig, check_number
 from data_pipeline.image_config import ImageConfig
+from data_pipeline.published import PublishedConfig, boxes_of, read_listed
 from data_pipeline.raw_shard import StoredImage, write_raw_shard
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 from data_pipeline.tables import read_rows
+from data_pipeline.update import EarlierRun
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -77,6 +79,9 @@ class DownloadConfig(FetchConfig):
     decoders: int = MISSING  # processes of each worker that decode and encode
     decode_timeout_s: float = MISSING  # of one image; its decoder is then ended
     decode_memory_mb: int = MISSING  # MB, for one image, on top of the decoding libraries
+    # The output_dir of an earlier run: its images are taken over, and what it lost is tried again. null: a first run
+    update: str | None = None
+    published: PublishedConfig = field(default_factory=PublishedConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:
@@ -98,13 +103,12 @@ class DownloadStage(Stage):
     candidates: Path  # the deduplicate stage's folder
     config: DownloadConfig
     min_bytes: int  # of the original file; from the recipe
+    earlier: EarlierRun | None = None  # whose failures are tried again, in place of candidates
 
     def shards(self) -> list[Shard]:
-        """One for each complete shard of candidates."""
-        return [
-            Shard(name, (str(self.candidates / f"{name}.parquet"),))
-            for name in finished_shards(self.candidates)
-        ]
+        """One for each complete shard of candidates, or of the earlier run."""
+        folder = self.candidates if self.earlier is None else self.earlier.folder
+        return [Shard(name, (str(folder / f"{name}.parquet"),)) for name in finished_shards(folder)]
 
     def setup(self) -> "Worker":
         """Makes the HTTP client and starts the decoding processes."""
@@ -113,16 +117,36 @@ class DownloadStage(Stage):
     def run(self, context: "Worker", shard: Shard, temporary: Path) -> Counts:
         """Downloads one shard."""
         started = time.monotonic()
-        rows = read_rows(shard.inputs[0], CANDIDATE_SCHEMA.names)
+        schema = CANDIDATE_SCHEMA if self.earlier is None else DOWNLOAD_SCHEMA
+        rows = read_rows(shard.inputs[0], schema.names)
         before = context.fetcher.totals.copy()
         with tempfile.TemporaryFile(dir=temporary) as spool:
+            taken = {} if self.earlier is None else self.earlier.take(shard.name, rows, spool)
+            boxes = self._boxes(rows, taken)
             batch = _Batch(context, self.config, shard.name, spool)
-            fetched = context.loop.run_until_complete(batch.fetch([row["url"] for row in rows]))
-            counts = write_raw_shard(rows, fetched, spool, temporary / shard.name)
+            fetched = taken | context.loop.run_until_complete(batch.fetch(boxes))
+            counts = write_raw_shard(rows, fetched, spool, temporary / shard.name, self.config.published)
         counts.extra.update(context.fetcher.totals - before)
-        counts.extra["urls"] += len(fetched)
+        counts.extra["urls"] += len(boxes)
+        counts.extra["taken_over"] += len(taken)
         _log(shard.name, counts, time.monotonic() - started)
         return counts
+
+    def _boxes(
+        self, rows: Iterable[Mapping[str, Any]], taken: Collection[str]
+    ) -> dict[str, list[list[float]] | None]:
+        """The distinct URLs that are to be fetched, each with the boxes that all its rows want blurred."""
+        wanted: dict[str, list[list[float]] | None] = {}
+        for row in rows:
+            url = row["url"]
+            if url in taken:
+                continue
+            boxes = wanted.setdefault(url, [])
+            if self.config.published.boxes_column is None or boxes is None:
+                continue
+            more = boxes_of(read_listed(row["listed"]), self.config.published)
+            wanted[url] = None if more is None else [*boxes, *(box for box in more if box not in boxes)]
+        return wanted
 
 
 class _Batch:
@@ -143,10 +167,16 @@ class _Batch:
         self._ended: Counter[str] = Counter()  # by status
         self._began = time.monotonic()
 
-    async def fetch(self, urls: Iterable[str]) -> dict[str, Fetched[StoredImage]]:
-        """What came of each distinct URL."""
-        left = list(dict.fromkeys(urls))
-        results: dict[str, Fetched[StoredImage]] = dict.fromkeys(left, _TOO_LATE)
+    async def fetch(self, boxes: Mapping[str, list[list[float]] | None]) -> dict[str, Fetched[StoredImage]]:
+        """What came of each URL.
+
+        Args:
+            boxes: URL -> what to blur; None when it cannot be read, and the image is then not wanted.
+        """
+        results: dict[str, Fetched[StoredImage]] = dict.fromkeys(boxes, _TOO_LATE)
+        results |= {url: _NO_BOXES for url, found in boxes.items() if found is None}
+        self._boxes = {url: found for url, found in boxes.items() if found is not None}
+        left = list(self._boxes)
         deadline = self._began + self._config.shard_deadline_s
         progress = asyncio.create_task(self._tell(len(left)))
         try:
@@ -186,13 +216,16 @@ class _Batch:
         return {url: task.result() for url, task in tasks.items() if not task.cancelled()}
 
     async def _one(self, url: str) -> Fetched[StoredImage]:
-        fetched = await self._worker.fetcher.fetch(url, self._consume)
+        async def consume(body: bytes) -> StoredImage:
+            return await self._consume(body, self._boxes[url])
+
+        fetched = await self._worker.fetcher.fetch(url, consume)
         processed = fetched.result.processed if fetched.result else None
         self._ended[(processed or fetched).status.value] += 1
         return fetched
 
-    async def _consume(self, body: bytes) -> StoredImage:
-        processed = await self._worker.decoders.process(body)
+    async def _consume(self, body: bytes, boxes: Sequence[Sequence[float]]) -> StoredImage:
+        processed = await self._worker.decoders.process(body, boxes)
         data = processed.data or b""
         offset = self._spool.tell()
         self._spool.write(data)
@@ -212,6 +245,9 @@ class _Batch:
 
 
 _TOO_LATE: Fetched[StoredImage] = Fetched(DownloadStatus.timeout, error="the shard's deadline passed")
+_NO_BOXES: Fetched[StoredImage] = Fetched(
+    DownloadStatus.boxes_unreadable, error="the list's boxes cannot be read, so faces could not be blurred"
+)
 
 
 class Worker:
@@ -225,7 +261,9 @@ class Worker:
 
 async def _open(config: DownloadConfig, min_bytes: int) -> tuple[Fetcher, Decoders]:
     limits = DecoderLimits(memory_bytes=config.decode_memory_mb * 1_000_000, seconds=config.decode_timeout_s)
-    return Fetcher(config), Decoders(config.decoders, config.images, min_bytes, limits)
+    decoders = Decoders(config.decoders, config.images, min_bytes, limits)
+    await decoders.wait_until_ready()
+    return Fetcher(config), decoders
 
 
 def _close(loop: asyncio.AbstractEventLoop, fetcher: Fetcher, decoders: Decoders) -> None:
@@ -280,7 +318,8 @@ def make_stage(config: "PipelineConfig") -> DownloadStage:
     """The stage that the settings describe.
 
     Raises:
-        ConfigError: nobody says who fetches, or the executor would end a shard before its own deadline does.
+        ConfigError: nobody says who fetches, the earlier run does not fit, or the executor would end a shard before
+            its own deadline does.
     """
     download = config.download
     _ = download.identified_as
@@ -291,13 +330,19 @@ def make_stage(config: "PipelineConfig") -> DownloadStage:
             "can end it with what it has; give a deadline below the time-out, with a minute to spare"
         )
     output_dir = Path(config.output_dir)
+    settings = _settings(download, config.recipe.min_bytes)
+    earlier = None
+    if download.update is not None:
+        earlier = EarlierRun(Path(download.update) / "raw")
+        earlier.check(settings)
     return DownloadStage(
         name="download",
         folder=output_dir / "raw",
-        settings=_settings(download, config.recipe.min_bytes),
+        settings=settings,
         candidates=output_dir / "deduplicated",
         config=download,
         min_bytes=config.recipe.min_bytes,
+        earlier=earlier,
     )
 
 
