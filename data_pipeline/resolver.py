@@ -96,8 +96,8 @@ class Resolver:
     def close(self) -> None:
         """Ends lookups, without waiting for those that hang."""
         for _, lookup in self._hosts.values():
-            if lookup.done():
-                lookup.cancelled() or lookup.exception()
+            if lookup.done() and not lookup.cancelled():
+                lookup.exception()  # seen, so that asyncio does not complain
             lookup.cancel()
         self._ask.close()
 

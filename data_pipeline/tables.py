@@ -48,7 +48,8 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path, columns=list(columns), partitioning=None).select(list(columns)).to_pylist()
+        with pq.ParquetFile(path) as file:
+            rows = file.read(columns=list(columns)).select(list(columns)).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise _unreadable(path, columns, error) from error
     uid, times = Counter(row["uid"] for row in rows).most_common(1)[0] if rows else ("", 0)
