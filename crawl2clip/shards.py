@@ -231,9 +231,8 @@ def _template() -> bytes:
 
 # The parts of a USTAR header (POSIX 1003.1) that are the same for all members: mode, owner, group; time; type and the
 # rest. The checksum is taken with spaces in its own place.
-_BEFORE_SIZE, _BEFORE_CHECKSUM, _REST = (
-    _template()[part] for part in (slice(100, 124), slice(135, 148), slice(156, 512))
-)
+_TEMPLATE = _template()
+_BEFORE_SIZE, _BEFORE_CHECKSUM, _REST = _TEMPLATE[100:124], _TEMPLATE[135:148], _TEMPLATE[156:]
 _PLAIN_CHECKSUM = sum(_BEFORE_SIZE) + sum(_BEFORE_CHECKSUM) + 8 * ord(" ") + sum(_REST)
 
 

@@ -195,7 +195,7 @@ class _Batch:
 
     async def _pass(self, urls: Sequence[str], deadline: float) -> dict[str, Fetched[StoredImage]]:
         """One try of each URL; those that the deadline leaves out are not in the answer."""
-        self._worker.fetcher.begin_shard()
+        self._worker.fetcher.begin_pass()
         tasks = {url: asyncio.create_task(self._one(url)) for url in interleave_by_host(urls)}
         if not tasks:
             return {}

@@ -105,8 +105,10 @@ class Fetcher:
         self._client.close()
         self._resolver.close()
 
-    def begin_shard(self) -> None:
-        """Gives hosts that were given up another chance, and forgets those with nothing to remember."""
+    def begin_pass(self) -> None:
+        """Gives hosts that failed another chance, and forgets those with nothing to remember."""
+        self._consent.forget_failures()
+        self._resolver.forget_failures()
         self._gates = {host: gate for host, gate in self._gates.items() if not gate.is_idle()}
         for gate in self._gates.values():
             gate.reopen()

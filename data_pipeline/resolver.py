@@ -93,6 +93,12 @@ class Resolver:
                 self._hosts[host] = (self._loop.time() + _FAILURE_FRESH_S, self._hosts[host][1])
             raise
 
+    def forget_failures(self) -> None:
+        """Names that could not be looked up are asked for again."""
+        for host, (_, lookup) in list(self._hosts.items()):
+            if lookup.done() and (lookup.cancelled() or lookup.exception() is not None):
+                del self._hosts[host]
+
     def close(self) -> None:
         """Ends lookups, without waiting for those that hang."""
         for _, lookup in self._hosts.values():

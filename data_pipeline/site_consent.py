@@ -135,6 +135,10 @@ class SiteConsent:
                     http_status=response.status if response else None,
                 )
 
+    def forget_failures(self) -> None:
+        """Origins that gave no answer are asked again."""
+        self._robots.forget(lambda entry: entry.failure is not None)
+
     # The files
 
     async def _fetch_robots(self, origin: str) -> tuple[_RobotsEntry, float]:
@@ -195,6 +199,12 @@ class _OriginCache(Generic[T]):
         if task.done():
             return task.result()[0]
         return (await asyncio.shield(task))[0]  # one URL that is cancelled does not take it from the others
+
+    def forget(self, unwanted: Callable[[T], bool]) -> None:
+        """Drops what a caller does not want to be believed any longer."""
+        for origin, task in list(self._entries.items()):
+            if task.done() and not task.cancelled() and unwanted(task.result()[0]):
+                del self._entries[origin]
 
     async def _make(self, origin: str) -> tuple[T, float]:
         found, fresh_s = await self._fetch(origin)

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -316,6 +317,49 @@ def test_a_second_pass_tries_what_may_pass_and_nothing_else(tmp_path):
         assert counts.extra["second_pass"] == 2
         asked = {path: server.requests[path] for path in paths}
         assert asked == dict.fromkeys(paths, 1) | {"/broken_for_a_while/1": 2, "/broken_for_a_while/9": 2}
+
+
+def test_a_site_whose_robots_failed_is_asked_again_in_the_second_pass(tmp_path):
+    with HostileServer() as server:
+        server.robots = None  # stalls, and the first pass gives it up
+
+        def recover() -> None:
+            while server.requests["/robots.txt"] < 1:
+                time.sleep(0.01)
+            server.robots = (404, b"")
+
+        threading.Thread(target=recover, daemon=True).start()
+        rows = [candidate(server.url(f"/good/{number}"), f"{number}") for number in range(5)]
+        counts = download(tmp_path, rows, replace(CONFIG, passes=2))
+        assert counts.rows_out == 5
+        assert server.requests["/robots.txt"] == 2
+
+
+def test_decoders_that_are_killed_cost_no_image(tmp_path):
+    with HostileServer() as server:
+        for number in range(40):
+            server.files[f"/image/{number}"] = response(200, image_file(400, 300, seed=number))
+        rows = [candidate(server.url(f"/image/{number}"), f"picture {number}") for number in range(40)]
+        write_candidates(tmp_path / "deduplicated", {"00000000": rows})
+        work = stage(tmp_path)
+        worker = work.setup()
+        (tmp_path / "raw").mkdir()
+
+        def kill() -> None:
+            for _ in range(3):
+                seen = server.requests.total()
+                while server.requests.total() < min(seen + 8, 41):
+                    time.sleep(0.001)
+                for decoder in list(worker.decoders._decoders):
+                    decoder.process.kill()
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        counts = work.run(worker, work.shards()[0], tmp_path / "raw")
+        killer.join(20)
+        worker.close()
+        assert counts.rows_out + counts.dropped["decoder_failed"] == 40
+        assert counts.rows_out >= 37  # only a file whose decoder was killed twice is given up
 
 
 def finished(folder: Path, work: DownloadStage) -> None:
