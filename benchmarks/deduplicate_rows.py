@@ -99,6 +99,7 @@ def _rows(numbers: np.ndarray, unique: int, name: str, layout: str) -> pl.DataFr
         page_date=pl.from_epoch(seconds + 1_715_990_000, time_unit="s").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     frame = frame.with_columns(width_hint=pl.lit(None, pl.Int32), height_hint=pl.lit(None, pl.Int32))
+    frame = frame.with_columns(listed=pl.lit(None, pl.String))
     null = pl.lit(None, pl.String)
     if layout == "narrow":
         return frame.with_columns(

@@ -5,11 +5,17 @@ counter, so two runs, two machines and two crawls agree on it without talking to
 """
 
 from collections.abc import Iterable
-from enum import Enum
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+
+from crawl2clip.download_status import DownloadStatus
+
+__all__ = [
+    "CANDIDATE_SCHEMA", "DOCUMENT_IMAGE", "DOCUMENT_SCHEMA", "DOWNLOAD_SCHEMA", "UID_DTYPE", "DownloadStatus",
+    "array_to_uids", "document_uid", "uid_of", "uids_to_array",
+]  # fmt: skip
 
 UID_DTYPE = np.dtype("u8,u8")
 """DataComp's interface for a subset: a sorted npy array of (high, low) 64-bit halves of the uid."""
@@ -58,6 +64,9 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("page_date", pa.string()),  # WARC-Date of the page, ISO 8601
         pa.field("width_hint", pa.int32()),  # pixels, as the page says; null when it does not, and from a WAT
         pa.field("height_hint", pa.int32()),
+        pa.field(
+            "listed", pa.string()
+        ),  # JSON object: columns of a published list that are kept; null from a crawl
     ]
 )
 """A (url, text) pair with where it came from."""
@@ -102,31 +111,6 @@ def document_uid(page_url: str, parts: Iterable[str]) -> str:
     return uid_of(page_url, "\0".join(parts))
 
 
-class DownloadStatus(str, Enum):
-    """What came of one URL; the closed list of reasons a candidate is lost at download."""
-
-    success = "success"
-    invalid_url = "invalid_url"
-    address_refused = "address_refused"  # private, loopback, link-local, metadata ... addresses
-    robots_disallowed = "robots_disallowed"
-    opted_out = "opted_out"  # X-Robots-Tag noai, noimageai, noindex, noimageindex
-    dns_error = "dns_error"
-    connect_error = "connect_error"
-    tls_error = "tls_error"
-    timeout = "timeout"
-    http_error = "http_error"  # the status code is in http_status
-    too_many_redirects = "too_many_redirects"
-    too_large = "too_large"
-    empty_body = "empty_body"
-    too_small_bytes = "too_small_bytes"
-    unsupported_type = "unsupported_type"  # by the file's magic bytes, not by Content-Type
-    undecodable = "undecodable"
-    too_many_pixels = "too_many_pixels"
-    too_many_frames = "too_many_frames"
-    too_small = "too_small"
-    bad_aspect_ratio = "bad_aspect_ratio"
-
-
 DOWNLOAD_SCHEMA = pa.schema(
     [
         *CANDIDATE_SCHEMA,
@@ -138,11 +122,14 @@ DOWNLOAD_SCHEMA = pa.schema(
         pa.field("original_height", pa.int32()),
         pa.field("width", pa.int32()),  # pixels, as stored
         pa.field("height", pa.int32()),
-        pa.field("format", pa.string()),  # of the original: jpeg, png, webp, gif
+        pa.field("format", pa.string()),  # of the original: jpeg, png, webp, gif, bmp, avif, heic
         pa.field("md5", pa.string()),  # of the original bytes
         pa.field("sha256", pa.string()),  # of the original bytes
         pa.field("phash", pa.string()),  # 64-bit perceptual hash of the original, 16 hex digits
-        pa.field("consent", pa.string()),  # the decision and its reason
+        pa.field(
+            "expected", pa.string()
+        ),  # exact, near or mismatch: the list's hash; null when it gives none
+        pa.field("consent", pa.string()),  # every decision and its reason
     ]
 )
 """A row for every URL tried: the candidate's columns and what came of it."""

@@ -7,7 +7,6 @@ tarfile is about a file that was cut off between two members; the end-of-archive
 """
 
 import glob
-import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -179,20 +178,27 @@ class ShardWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._tar = tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in close()
+        self._file = open(path, "wb")  # noqa: SIM115 - closed in close()
+        self._bytes = 0
         self.samples = 0
 
     def write(self, key: str, fields: dict[str, bytes]) -> None:
         """Adds a sample; its fields are stored in alphabetical order of their extension."""
         for extension in sorted(fields):
-            member = tarfile.TarInfo(f"{key}.{extension}")
-            member.size, member.mode, member.mtime = len(fields[extension]), 0o444, 0
-            self._tar.addfile(member, io.BytesIO(fields[extension]))
+            data = fields[extension]
+            padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+            self._bytes += self._file.write(
+                b"".join((_header(f"{key}.{extension}", len(data)), data, padding))
+            )
         self.samples += 1
 
     def close(self) -> None:
-        """Ends the archive."""
-        self._tar.close()
+        """Ends the archive, as tarfile does: two blocks of zeros, and more up to a whole record."""
+        if self._file.closed:
+            return
+        end = self._bytes + 2 * tarfile.BLOCKSIZE
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
+        self._file.close()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -201,6 +207,33 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _header(name: str, size: int) -> bytes:
+    """The header block that tarfile would write, in a tenth of its time for the names that shards have."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > 100 or size > 0o77777777777:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode, member.mtime = size, 0o444, 0
+        return member.tobuf(tarfile.USTAR_FORMAT)
+    sized = b"%011o" % size
+    checksum = _PLAIN_CHECKSUM + sum(encoded) + sum(sized)
+    return b"".join(
+        (encoded.ljust(100, b"\0"), _BEFORE_SIZE, sized, _BEFORE_CHECKSUM, b"%06o\0 " % checksum, _REST)
+    )
+
+
+def _template() -> bytes:
+    member = tarfile.TarInfo("")
+    member.mode, member.mtime = 0o444, 0
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+# The parts of a USTAR header (POSIX 1003.1) that are the same for all members: mode, owner, group; time; type and the
+# rest. The checksum is taken with spaces in its own place.
+_TEMPLATE = _template()
+_BEFORE_SIZE, _BEFORE_CHECKSUM, _REST = _TEMPLATE[100:124], _TEMPLATE[135:148], _TEMPLATE[156:]
+_PLAIN_CHECKSUM = sum(_BEFORE_SIZE) + sum(_BEFORE_CHECKSUM) + 8 * ord(" ") + sum(_REST)
 
 
 @dataclass(frozen=True)

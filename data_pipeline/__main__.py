@@ -1,19 +1,25 @@
-"""`python -m data_pipeline output_dir=... [recipe=...] [stage=...]`: see `--help`."""
+"""`python -m data_pipeline output_dir=... [recipe=...] [stage=...]`: see `--help`.
+
+Worker processes import this file too, to find what they are sent; so all it imports at once is what they need.
+"""
 
 import sys
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-from crawl2clip.config import command, save_config
-from crawl2clip.files import write_json
-from crawl2clip.logs import provenance
-from data_pipeline import status, storage
-from data_pipeline.config import PipelineConfig
-from data_pipeline.pipeline import describe_files, run_pipeline
+    from data_pipeline.config import PipelineConfig
 
 
-def run(config: PipelineConfig, composed: DictConfig) -> None:
+def run(config: "PipelineConfig", composed: "DictConfig") -> None:
     """Runs the pipeline; its folder gets the settings and what made it, the terminal gets the funnel."""
+    from crawl2clip.config import save_config
+    from crawl2clip.files import write_json
+    from crawl2clip.logs import provenance
+    from data_pipeline import storage
+    from data_pipeline.pipeline import describe_files, run_pipeline
+
     funnel = run_pipeline(config)
     output_dir = storage.local_path(config.output_dir)
     save_config(composed, output_dir)
@@ -26,5 +32,10 @@ def run(config: PipelineConfig, composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["status"]:
+        from data_pipeline import status
+
         sys.exit(status.main(sys.argv[2:]))
+    from crawl2clip.config import command
+    from data_pipeline.config import PipelineConfig
+
     command("data_pipeline", PipelineConfig, run)

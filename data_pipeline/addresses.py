@@ -10,18 +10,15 @@ The surprising part: the networks are listed here instead of asked from `ipaddre
 for several of them has changed between Python versions.
 """
 
-import asyncio
 import ipaddress
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ada_url
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 MAX_URL_LENGTH = 8190  # characters after percent-encoding; the request line that common servers accept
-_DNS_THREADS = 32
+_DEFAULT_PORTS = {"http:": 80, "https:": 443}
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -93,11 +90,18 @@ class Target:
         url: as a browser would send it: ASCII, percent-encoded, no fragment, no user name or password.
         origin: scheme, host and port; what a robots.txt speaks for.
         host: lower-case host name or literal address; what the per-host limits count by.
+        port: the URL's, or its scheme's.
     """
 
     url: str
     origin: str
     host: str
+    port: int
+
+    @property
+    def hostname(self) -> str:
+        """The host without the brackets that a URL puts around an IPv6 address."""
+        return self.host[1:-1] if self.host.startswith("[") else self.host
 
 
 def parse_url(url: str, base: str | None = None) -> Target:
@@ -116,12 +120,13 @@ def parse_url(url: str, base: str | None = None) -> Target:
         parsed = ada_url.URL(url, base)
     except (ValueError, UnicodeError) as error:  # UnicodeError: lone surrogates
         raise InvalidUrl(f"not a URL: {_shorten(url)}") from error
-    if parsed.protocol not in ("http:", "https:"):
+    if parsed.protocol not in _DEFAULT_PORTS:
         raise InvalidUrl(f"scheme {parsed.protocol.rstrip(':')!r} is not http or https: {_shorten(url)}")
     parsed.username = parsed.password = parsed.hash = ""
     if len(parsed.href) > MAX_URL_LENGTH:
         raise InvalidUrl(f"{len(parsed.href)} characters when encoded; the limit is {MAX_URL_LENGTH}")
-    return Target(parsed.href, parsed.origin, parsed.hostname)
+    port = int(parsed.port) if parsed.port else _DEFAULT_PORTS[parsed.protocol]
+    return Target(parsed.href, parsed.origin, parsed.hostname, port)
 
 
 def _shorten(url: str) -> str:
@@ -183,55 +188,3 @@ def _kind_of(address: IPAddress) -> str | None:
                 return kind
         return None if address in _GLOBAL_V6 else "reserved"
     return next((kind for network, kind in _REFUSED_V4 if address in network), None)
-
-
-class GuardedResolver(AbstractResolver):
-    """Resolves host names with the system's resolver and leaves out the addresses the guard refuses.
-
-    Lookups run in threads of their own, so that slow ones do not hold up image decoding.
-    """
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The addresses of a host that may be connected to.
-
-        Raises:
-            AddressRefused: it has addresses, all of them refused.
-            OSError: it cannot be resolved.
-        """
-        try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._threads,
-                lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG),
-            )
-        except UnicodeError as error:  # a label that is empty or longer than 63 characters
-            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
-        results: list[ResolveResult] = []
-        refused = None
-        for address_family, _, protocol, _, address in found:
-            text = str(address[0])
-            if (kind := self._guard.refusal(text)) is not None:
-                refused = refused or f"{host} is at {text}, which is refused ({kind})"
-                continue
-            results.append(
-                ResolveResult(
-                    hostname=host,
-                    host=text,
-                    port=port,
-                    family=address_family,
-                    proto=protocol,
-                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-                )
-            )
-        if not results:
-            raise AddressRefused(refused) if refused else socket.gaierror(socket.EAI_NONAME, "no address")
-        return results
-
-    async def close(self) -> None:
-        """Lets the threads go without waiting for lookups that hang."""
-        self._threads.shutdown(wait=False, cancel_futures=True)

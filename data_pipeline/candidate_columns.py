@@ -71,6 +71,7 @@ class CandidateColumns:
             "text": pa.array(self._all.texts, pa.string()),
             "text_source": pa.array(self._all.text_sources, pa.string()),
             "crawl_file": pa.repeat(pa.scalar(self.crawl_file, pa.string()), len(self)),
+            "listed": pa.nulls(len(self), pa.string()),
         }
         for name, values in zip(OfPage._fields, zip(*self._pages, strict=True), strict=True):
             columns[name] = pa.array(values, CANDIDATE_SCHEMA.field(name).type).take(page_of_row)

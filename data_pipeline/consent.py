@@ -23,7 +23,7 @@ class Decision:
     """One signal and what it said.
 
     Attributes:
-        signal: "robots.txt" or "x-robots-tag".
+        signal: "robots.txt", "x-robots-tag", "tdmrep" or "aipref".
         allowed: whether it lets us fetch or keep the image.
         reason: the rule, status code or directive it rests on.
     """
@@ -49,6 +49,11 @@ def product_token(user_agent: str) -> str:
 # robots.txt
 
 
+def robots_text(body: bytes) -> str:
+    """A robots.txt as text; what is past `ROBOTS_MAX_BYTES` is ignored."""
+    return body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").replace("\0", "")
+
+
 class Robots:
     """What one origin's robots.txt says to one user agent."""
 
@@ -71,8 +76,7 @@ class Robots:
             body: its body, or the first `ROBOTS_MAX_BYTES` of it.
         """
         if 200 <= status < 300:
-            text = body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").replace("\0", "")
-            return cls(token, rules=Protego.parse(text), allow_all=False, reason="rules")
+            return cls(token, rules=Protego.parse(robots_text(body)), allow_all=False, reason="rules")
         return cls(token, rules=None, allow_all=400 <= status < 500 and status != 429, reason=str(status))
 
     @classmethod

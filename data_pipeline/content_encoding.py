@@ -6,7 +6,7 @@ since no more than the cap is ever decompressed.
 
 import zlib
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.fetch_failures import FetchFailed
 
 

@@ -1,43 +1,40 @@
 """Fetches URLs that strangers wrote: asynchronous, polite, bounded in time and memory, unable to hang.
 
-One `Fetcher` lives as long as its worker process and keeps one HTTP session: kept-alive connections, one
+One `Fetcher` lives as long as its worker process and keeps one HTTP client: kept-alive connections, one
 TLS context, cached DNS answers and robots.txt. Each hop of each URL goes through the same steps: parsed as
 a browser does, robots.txt of its origin, its host's gate, a free slot, an address the guard accepts, the
 response's headers, the body under its cap. Redirects are followed by hand, so that every hop meets each.
 
-The surprising part: a URL takes one of the `concurrency` slots only once its host's gate lets it through, and
-keeps it until the caller has dealt with the body. So slow hosts never hold up others, and no more than
-`concurrency` bodies are ever in memory, however slowly they are decoded.
+The surprising part: a URL takes one of the slots only once its host's gate lets it through, and keeps it until
+the caller has dealt with the body. So slow hosts never hold up others, and no more bodies than slots are ever in
+memory, however slowly they are decoded.
 """
 
 import asyncio
-import socket
-import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Generic, TypeVar
 
-import aiohttp
-import yarl
-
-from crawl2clip.schema import DownloadStatus
-from data_pipeline.addresses import Guard, GuardedResolver, InvalidUrl, Target, parse_url
-from data_pipeline.consent import ROBOTS_MAX_BYTES, Decision, describe, product_token, x_robots_decision
+from crawl2clip.download_status import DownloadStatus
+from data_pipeline.adaptive import AdaptiveLimit
+from data_pipeline.addresses import Guard, InvalidUrl, Target, parse_url
+from data_pipeline.consent import Decision, describe, product_token
 from data_pipeline.content_encoding import undo_encoding
 from data_pipeline.fetch_config import FetchConfig
-from data_pipeline.fetch_failures import NETWORK_FAULTS, FetchFailed, classify
+from data_pipeline.fetch_failures import FetchFailed
+from data_pipeline.http_client import Deadlines, HttpClient, Response
 from data_pipeline.politeness import HostGate, HostLimits, parse_retry_after
-from data_pipeline.robots_cache import RobotsCache
+from data_pipeline.resolver import Resolver
+from data_pipeline.site_consent import SiteConsent, SiteRules
 
 T = TypeVar("T")
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 503)
 _RETRYABLE_CODES = (408, 425, 500, 502, 504, *_BUSY)
-_ROBOTS_MAX_REDIRECTS = 5  # RFC 9309, section 2.3.1.2
-_DNS_FRESH_S = 600
+_SITE_FILE_MAX_REDIRECTS = 5  # RFC 9309, section 2.3.1.2
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class Fetched(Generic[T]):
         error: one line of detail; None on success.
         http_status: of the last response; None when there was none.
         consent: every decision made on the way; None when none was made.
+        retryable: it failed in a way that may pass.
     """
 
     status: DownloadStatus
@@ -57,6 +55,7 @@ class Fetched(Generic[T]):
     error: str | None = None
     http_status: int | None = None
     consent: str | None = None
+    retryable: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,8 @@ class _Answer(Generic[T]):
     result: T | None = None
 
 
-Check = Callable[
-    [aiohttp.ClientResponse], None
-]  # looks at a redirect's or a 200's headers; may raise FetchFailed
-Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]  # takes the body of a 200, or raises FetchFailed
+Check = Callable[[Response], None]  # looks at a redirect's or a 200's headers; may raise FetchFailed
+Read = Callable[[Response], bytes]  # makes the body of a 200, or raises FetchFailed
 Consume = Callable[[bytes], Awaitable[T]]
 
 
@@ -84,46 +81,34 @@ class Fetcher:
 
     def __init__(self, config: FetchConfig) -> None:
         self._config = config
-        self._token = product_token(config.identified_as)
-        self._opt_out = frozenset(directive.lower() for directive in config.opt_out_directives)
         self._limits = HostLimits(
             config.per_host_connections, config.per_host_requests_per_s, config.max_host_failures
         )
-        self._slots = asyncio.Semaphore(config.concurrency)
+        self._slots = AdaptiveLimit(config.concurrency)
         self._gates: dict[str, HostGate] = {}
-        self._robots = RobotsCache(self._token, self._get_robots)
+        self._consent = SiteConsent(config.policy, product_token(config.identified_as), self._get_site_file)
         self.totals: Counter[str] = Counter()
         guard = Guard(config.allow_loopback)
-        self._resolver = GuardedResolver(guard)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # slots and gates limit the connections, and count redirects right
-                ttl_dns_cache=_DNS_FRESH_S,
-                resolver=self._resolver,
-                socket_factory=guard.socket_factory,
-                ssl=ssl.create_default_context(),
-                family=socket.AF_UNSPEC,
-            ),
-            timeout=aiohttp.ClientTimeout(
-                total=config.total_timeout_s,
-                connect=config.connect_timeout_s,
-                sock_read=config.read_timeout_s,
-            ),
-            headers={"User-Agent": config.identified_as, "Accept-Encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # no proxy and no .netrc by accident
-            auto_decompress=False,  # undo_encoding does it, under a cap
-            requote_redirect_url=False,
+        self._resolver = Resolver(guard, config.nameservers)
+        deadlines = Deadlines(
+            connect=config.connect_timeout_s,
+            first_byte=config.first_byte_timeout_s,
+            silence=config.read_timeout_s,
+            total=config.total_timeout_s,
+            min_bytes_per_s=config.min_bytes_per_s,
         )
+        self._client = HttpClient(config.identified_as, guard, self._resolver, deadlines, config.concurrency)
 
     async def close(self) -> None:
         """Ends the connections, and robots.txt requests still under way."""
-        self._robots.close()
-        await self._session.close()
-        await self._resolver.close()
+        await self._consent.close()
+        self._client.close()
+        self._resolver.close()
 
-    def begin_shard(self) -> None:
-        """Gives hosts that were given up another chance, and forgets those with nothing to remember."""
+    def begin_pass(self) -> None:
+        """Gives hosts that failed another chance, and forgets those with nothing to remember."""
+        self._consent.forget_failures()
+        self._resolver.forget_failures()
         self._gates = {host: gate for host, gate in self._gates.items() if not gate.is_idle()}
         for gate in self._gates.values():
             gate.reopen()
@@ -141,12 +126,13 @@ class Fetcher:
             statuses; only faults of ours, and those of `consume`, raise.
         """
         decisions: list[Decision] = []
+        task = _TaskClock(self._config.task_timeout_s)
 
         async def follow() -> _Answer[T]:
-            return await self._follow(parse_url(url), decisions, consume)
+            return await self._follow(parse_url(url), decisions, consume, task)
 
         try:
-            answer = await self._with_retries(follow)
+            answer = await self._with_retries(follow, task)
         except InvalidUrl as error:
             return Fetched(DownloadStatus.invalid_url, error=str(error))
         except FetchFailed as failure:
@@ -155,31 +141,38 @@ class Fetcher:
                 error=failure.error,
                 http_status=failure.http_status,
                 consent=describe(decisions),
+                retryable=failure.retryable,
             )
         return Fetched(DownloadStatus.success, answer.result, None, answer.http_status, describe(decisions))
 
-    async def _with_retries(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _with_retries(self, attempt: Callable[[], Awaitable[T]], task: "_TaskClock") -> T:
         for retry in range(self._config.retries + 1):
             try:
                 return await attempt()
             except FetchFailed as failure:
-                if not failure.retryable or retry == self._config.retries:
+                pause_s = self._config.backoff_s * 2**retry
+                if not failure.retryable or retry == self._config.retries or task.left_s() <= pause_s:
                     raise
                 self.totals["retries"] += 1
-                await asyncio.sleep(self._config.backoff_s * 2**retry)
+                await asyncio.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _follow(self, target: Target, decisions: list[Decision], consume: Consume[T]) -> _Answer[T]:
+    async def _follow(
+        self, target: Target, decisions: list[Decision], consume: Consume[T], task: "_TaskClock"
+    ) -> _Answer[T]:
         """Follows redirects; consent, the gate and the guard are asked at each hop anew."""
-
-        def check(response: aiohttp.ClientResponse) -> None:
-            self._check_opt_out(response, decisions)
-
         redirects = 0
         while True:
-            if self._config.respect_robots:
-                await self._robots.check(target.origin, target.url, decisions)
-            answer = await self._request(target, check, self._read_body, consume)
+            rules = await self._consent.before(target, decisions)
+
+            answer = await self._request(
+                target,
+                self._consent_check(target, rules, decisions),
+                self._read_body,
+                self._config.max_bytes,
+                consume,
+                task,
+            )
             if answer.location is None:
                 return answer
             redirects += 1
@@ -191,42 +184,64 @@ class Fetcher:
                 )
             target = _redirected(target, answer.location, answer.http_status)
 
+    def _consent_check(self, target: Target, rules: SiteRules, decisions: list[Decision]) -> Check:
+        def check(response: Response) -> None:
+            self._consent.after(response, target, rules, decisions, datetime.now(timezone.utc))
+
+        return check
+
     # One request
 
-    async def _request(self, target: Target, check: Check, read: Read, consume: Consume[T]) -> _Answer[T]:
+    async def _request(
+        self,
+        target: Target,
+        check: Check,
+        read: Read,
+        max_bytes: int,
+        consume: Consume[T],
+        task: "_TaskClock",
+    ) -> _Answer[T]:
         """One request; a redirect passes `check`, a 200 `check`, `read` and `consume`; the rest fails."""
         gate = self._gates.setdefault(target.host, HostGate(self._limits))
         async with gate.turn(), self._slots:
+            task.start()
             self.totals["requests"] += 1
             try:
-                code, location, body = await self._exchange(target, gate, check, read)
-            except NETWORK_FAULTS as error:
-                failure = classify(error)
-                if failure.status != DownloadStatus.address_refused:
-                    gate.failed(failure)
-                raise failure from error
+                response = await self._exchange(target, gate, check, max_bytes, task.end)
+                body = read(response) if response.status == 200 else None
             except FetchFailed as failure:
-                if (failure.http_status or 0) < 500 and failure.http_status not in _BUSY:
-                    gate.succeeded()
+                self._note(failure, gate)
                 raise
+            self._slots.observe(timed_out=False, now=asyncio.get_running_loop().time())
             gate.succeeded()
             if body is None:
-                return _Answer(code, location=location)
-            return _Answer(code, result=await consume(body))
+                return _Answer(response.status, location=response.header("location"))
+            return _Answer(response.status, result=await consume(body))
+
+    def _note(self, failure: FetchFailed, gate: HostGate) -> None:
+        """Tells the gate, and what finds the number of slots, about a failure."""
+        now = asyncio.get_running_loop().time()
+        if failure.http_status is not None:  # the host answered
+            self._slots.observe(timed_out=False, now=now)
+            if failure.http_status < 500 and failure.http_status not in _BUSY:
+                gate.succeeded()
+        elif failure.status != DownloadStatus.address_refused:
+            self._slots.observe(timed_out=failure.status == DownloadStatus.timeout, now=now)
+            gate.failed(failure)
 
     async def _exchange(
-        self, target: Target, gate: HostGate, check: Check, read: Read
-    ) -> tuple[int, str | None, bytes | None]:
-        """(HTTP status, where it redirects to, body of a 200); the connection is free again afterwards."""
-        url = yarl.URL(target.url, encoded=True)
-        async with self._session.get(url, allow_redirects=False) as response:
+        self, target: Target, gate: HostGate, check: Check, max_bytes: int, end: float
+    ) -> Response:
+        """The answer to a request: a redirect, or a 200 with up to one byte more than `max_bytes`."""
+
+        def wanted(response: Response) -> int:
             code = response.status
-            if code in _REDIRECTS and "Location" in response.headers:
+            if code in _REDIRECTS and response.header("location") is not None:
                 check(response)
-                return code, response.headers["Location"], None
+                return 0
             if code == 200:
                 check(response)
-                return code, None, await read(response)
+                return 0 if _declared_bytes(response) > max_bytes else max_bytes + 1
             failure = FetchFailed(
                 DownloadStatus.http_error,
                 f"HTTP status {code}",
@@ -237,13 +252,15 @@ class Fetcher:
                 failure.retryable = self._make_room(response, gate, failure)
             raise failure
 
-    def _make_room(self, response: aiohttp.ClientResponse, gate: HostGate, failure: FetchFailed) -> bool:
+        return await self._client.get(target, wanted, end)
+
+    def _make_room(self, response: Response, gate: HostGate, failure: FetchFailed) -> bool:
         """The host is busy: it gets the pause it asks for, or is given up when that is too long.
 
         Returns:
             Whether the URL may be tried again.
         """
-        asked_s = parse_retry_after(response.headers.get("Retry-After"))
+        asked_s = parse_retry_after(response.header("retry-after"))
         if asked_s is not None and asked_s > self._config.max_retry_after_s:
             gate.close(failure)
             return False
@@ -251,31 +268,17 @@ class Fetcher:
         gate.failed(failure)
         return True
 
-    def _check_opt_out(self, response: aiohttp.ClientResponse, decisions: list[Decision]) -> None:
-        decision = x_robots_decision(
-            response.headers.getall("X-Robots-Tag", []),
-            token=self._token,
-            opt_out_directives=self._opt_out,
-            now=datetime.now(timezone.utc),
-        )
-        decisions.append(decision)
-        if not decision.allowed:
-            raise FetchFailed(
-                DownloadStatus.opted_out, f"X-Robots-Tag: {decision.reason}", http_status=response.status
-            )
-
-    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+    def _read_body(self, response: Response) -> bytes:
         """The body with its Content-Encoding undone, 1 to `max_bytes` bytes."""
         limit, code = self._config.max_bytes, response.status
         body = None
-        if (response.content_length or 0) <= limit:
-            received = await self._receive(response, limit + 1)
-            if len(received) <= limit:
-                try:
-                    body = undo_encoding(received, response.headers.get("Content-Encoding", ""), limit)
-                except FetchFailed as failure:
-                    failure.http_status = code
-                    raise
+        self.totals["bytes"] += min(len(response.body), limit + 1)
+        if _declared_bytes(response) <= limit and len(response.body) <= limit:
+            try:
+                body = undo_encoding(bytes(response.body), response.header("content-encoding") or "", limit)
+            except FetchFailed as failure:
+                failure.http_status = code
+                raise
         if body is None:
             error = f"a body of more than {limit} bytes"
             raise FetchFailed(DownloadStatus.too_large, error, http_status=code)
@@ -283,44 +286,60 @@ class Fetcher:
             raise FetchFailed(DownloadStatus.empty_body, "a body of 0 bytes", http_status=code)
         return body
 
-    async def _receive(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
-        """The bytes on the wire, no more than `limit` of them."""
-        body = bytearray()
-        async for piece in response.content.iter_any():
-            body += piece
-            if len(body) >= limit:
-                break
-        self.totals["bytes"] += len(body)
-        return bytes(body[:limit])
+    # robots.txt and its like
 
-    # robots.txt
+    async def _get_site_file(self, origin: str, path: str, max_bytes: int) -> tuple[int, bytes]:
+        """(HTTP status, body) of a file of an origin, redirects followed, also to other origins; cut at `max_bytes`."""
 
-    async def _get_robots(self, origin: str) -> tuple[int, bytes]:
-        """(HTTP status, body) of an origin's robots.txt, redirects followed, also to other origins."""
+        def read(response: Response) -> bytes:
+            encoding = response.header("content-encoding") or ""
+            self.totals["bytes"] += len(response.body)
+            return undo_encoding(bytes(response.body), encoding, max_bytes, cut=True) or b""
 
-        async def read(response: aiohttp.ClientResponse) -> bytes:
-            received = await self._receive(response, ROBOTS_MAX_BYTES)
-            encoding = response.headers.get("Content-Encoding", "")
-            return undo_encoding(received, encoding, ROBOTS_MAX_BYTES, cut=True) or b""
+        task = _TaskClock(self._config.task_timeout_s)
 
         async def follow() -> tuple[int, bytes]:
-            target = parse_url("/robots.txt", base=origin)
-            for _ in range(_ROBOTS_MAX_REDIRECTS + 1):
-                answer = await self._request(target, _nothing_to_check, read, _keep)
+            target = parse_url(path, base=origin)
+            for _ in range(_SITE_FILE_MAX_REDIRECTS + 1):
+                answer = await self._request(target, _nothing_to_check, read, max_bytes, _keep, task)
                 if answer.location is None:
                     return answer.http_status, answer.result or b""
                 target = _redirected(target, answer.location, answer.http_status)
             return 404, b""  # RFC 9309, section 2.3.1.2: too many redirects count as no file
 
         try:
-            return await self._with_retries(follow)
+            return await self._with_retries(follow, task)
         except FetchFailed as failure:
             if failure.status == DownloadStatus.http_error and failure.http_status is not None:
                 return failure.http_status, b""
             raise
 
 
-def _nothing_to_check(response: aiohttp.ClientResponse) -> None:
+class _TaskClock:
+    """The time that one URL has, with all its redirects, retries and pauses; it runs from the first request on.
+
+    Attributes:
+        end: loop time at which it is over.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.end = float("inf")
+
+    def start(self) -> None:
+        if self.end == float("inf"):
+            self.end = asyncio.get_running_loop().time() + self._seconds
+
+    def left_s(self) -> float:
+        return min(self._seconds, self.end - asyncio.get_running_loop().time())
+
+
+def _declared_bytes(response: Response) -> int:
+    declared = response.header("content-length") or ""
+    return int(declared[:18]) if declared.isascii() and declared.isdigit() else 0
+
+
+def _nothing_to_check(response: Response) -> None:
     return None
 
 

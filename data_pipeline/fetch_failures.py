@@ -4,13 +4,9 @@ The texts are ours and hold no port, address of the client or time, so that the 
 bytes in the output.
 """
 
-import asyncio
 import socket
-import ssl
 
-import aiohttp
-
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.addresses import AddressRefused
 
 
@@ -34,48 +30,9 @@ class FetchFailed(Exception):
         self.retryable = retryable
 
 
-NETWORK_FAULTS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
-"""What the HTTP client raises for faults of network and server; anything else is a fault of ours."""
-
-
-def classify(error: BaseException) -> FetchFailed:
-    """The failure that one of NETWORK_FAULTS stands for."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, AddressRefused):
-        return FetchFailed(DownloadStatus.address_refused, str(cause))
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return FetchFailed(DownloadStatus.timeout, "connecting took too long", retryable=True)
-    if isinstance(error, aiohttp.SocketTimeoutError):
-        return FetchFailed(DownloadStatus.timeout, "the server went silent", retryable=True)
-    if isinstance(error, asyncio.TimeoutError):
-        return FetchFailed(DownloadStatus.timeout, "the request took too long", retryable=True)
-    if isinstance(cause, socket.gaierror):
-        temporary = cause.errno == socket.EAI_AGAIN
-        return FetchFailed(DownloadStatus.dns_error, "the host name cannot be resolved", retryable=temporary)
-    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
-        return FetchFailed(DownloadStatus.tls_error, _tls_reason(error))
-    if isinstance(error, aiohttp.InvalidURL):
-        return FetchFailed(DownloadStatus.invalid_url, "the HTTP client refuses the URL")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return FetchFailed(DownloadStatus.connect_error, "the body is broken or cut off", retryable=True)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return FetchFailed(DownloadStatus.connect_error, "the answer is not HTTP")
-    return FetchFailed(DownloadStatus.connect_error, _connection_reason(cause), retryable=True)
-
-
-def _tls_reason(error: BaseException) -> str:
-    cause = error
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        cause = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-    reason = getattr(cause, "verify_message", None) or getattr(cause, "reason", None)
-    return str(reason or type(cause).__name__)
-
-
-def _connection_reason(cause: BaseException) -> str:
-    if isinstance(cause, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(cause, (ConnectionResetError, aiohttp.ServerDisconnectedError)):
-        return "the server closed the connection"
-    return getattr(cause, "strerror", None) or type(cause).__name__
+def classify_lookup(error: OSError) -> FetchFailed:
+    """The failure that an error of looking up a host, or of the guard, stands for."""
+    if isinstance(error, AddressRefused):
+        return FetchFailed(DownloadStatus.address_refused, str(error))
+    temporary = error.errno == socket.EAI_AGAIN
+    return FetchFailed(DownloadStatus.dns_error, "the host name cannot be resolved", retryable=temporary)

@@ -20,8 +20,18 @@ class ResizeMode(Enum):
     border = "border"  # both sides; the longer one is fitted, white is added
 
 
+class Decoding(Enum):
+    """How JPEGs are decoded. `scaled`: at the smallest of libjpeg's scales n/8 that is no smaller than the result.
+
+    It is faster, the more so the larger the original, and changes pixels a little: see docs/download.md.
+    """
+
+    exact = "exact"
+    scaled = "scaled"
+
+
 class StoredFormat(Enum):
-    """How images are stored. `keep`: as they came; GIF and BMP become PNG, AVIF becomes JPEG."""
+    """How images are stored. `keep`: as they came; GIF and BMP become PNG, AVIF and HEIC become JPEG."""
 
     keep = "keep"
     jpg = "jpg"
@@ -44,6 +54,7 @@ class ImageConfig:
     size: int = MISSING  # pixels; see resize_mode. Not used by `no`
     only_if_bigger: bool = MISSING  # never enlarge; the result may then be smaller than `size`
     upscaling: Upscaling = MISSING
+    decoding: Decoding = MISSING
     format: StoredFormat = MISSING
     quality: int = MISSING  # of JPEG and WebP, 1 to 100
     min_size: int = MISSING  # pixels; images with a shorter side below this are dropped. 0: no limit

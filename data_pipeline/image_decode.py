@@ -1,4 +1,4 @@
-"""Decodes the first frame of an image to upright 8-bit RGB: JPEG by libjpeg-turbo, the rest by Pillow.
+"""Decodes the first frame of an image to upright 8-bit RGB: JPEG by libjpeg-turbo, HEIC by libheif, the rest by Pillow.
 
 Transparency is laid over white, 16 bits are scaled to 8, CMYK and palettes are converted, EXIF orientation is
 applied. Colour profiles are not: pixels are what an ordinary loader sees.
@@ -6,41 +6,58 @@ applied. Colour profiles are not: pixels are what an ordinary loader sees.
 
 import re
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
 from data_pipeline.image_headers import ImageRefused
 
 _ORIENTATION_TAG = 0x0112
 
 
-def decode(body: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, bool]:
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        pixels: [H, W, 3] uint8 RGB.
+        as_stored: these pixels are what any decoder makes of the file: 8 bits, no transparency, no CMYK, no
+            orientation to apply.
+        sideways: width and height are exchanged against the file's.
+    """
+
+    pixels: np.ndarray
+    as_stored: bool
+    sideways: bool
+
+
+def decode(body: bytes, name: str, max_pixels: int, at_least: tuple[int, int] | None = None) -> Decoded:
     """The first frame, upright.
 
     Args:
         body: a file whose header has been checked.
         name: its type, one of `image_headers.FORMATS`.
         max_pixels: asked again of the decoder, in case it reads the header differently.
+        at_least: (width, height) in pixels, not upright: a JPEG may be decoded at a DCT scale, a fraction n/8 of its
+            size, that is no smaller than this; None for its own size.
 
-    Returns:
-        [H, W, 3] uint8 RGB, and whether these pixels are what any decoder makes of the file: 8 bits, no
-        transparency, no CMYK, no orientation to apply.
+    Raises:
+        ImageRefused: it cannot be decoded, or is larger than its header said.
     """
     # Decoders answer hostile bytes with almost any exception (struct.error, IndexError, SyntaxError,
     # OverflowError, MemoryError ...), so all are taken as "undecodable", for these calls alone.
     try:
         if name == "jpeg":
-            pixels, orientation, as_stored = _decode_jpeg(body, max_pixels)
+            pixels, orientation, as_stored = _decode_jpeg(body, max_pixels, at_least or (0, 0))
         else:
             pixels, orientation, as_stored = _decode_by_pillow(body, name, max_pixels)
     except ImageRefused:
         raise
     except Exception as error:
         raise ImageRefused(DownloadStatus.undecodable, f"{name}: {_one_line(error)}") from error
-    return _upright(pixels, orientation), as_stored and orientation == 1
+    return Decoded(_upright(pixels, orientation), as_stored and orientation == 1, orientation >= 5)
 
 
 def _one_line(error: Exception) -> str:
@@ -49,11 +66,18 @@ def _one_line(error: Exception) -> str:
     return lines[0][:100] if lines else type(error).__name__
 
 
-def _decode_jpeg(body: bytes, max_pixels: int) -> tuple[np.ndarray, int, bool]:
+def _decode_jpeg(body: bytes, max_pixels: int, at_least: tuple[int, int]) -> tuple[np.ndarray, int, bool]:
     colorspace = simplejpeg.decode_jpeg_header(body, strict=False)[2]
     if colorspace in ("YCbCr", "Gray", "RGB"):
         try:
-            pixels = simplejpeg.decode_jpeg(body, colorspace="RGB", strict=True)
+            pixels = simplejpeg.decode_jpeg(
+                body,
+                colorspace="RGB",
+                min_width=at_least[0],
+                min_height=at_least[1],
+                min_factor=1,
+                strict=True,
+            )
         except ValueError:  # a warning, often harmless; Pillow tells a cut-off file from stray bytes
             pass
         else:
@@ -63,13 +87,23 @@ def _decode_jpeg(body: bytes, max_pixels: int) -> tuple[np.ndarray, int, bool]:
 
 
 def _jpeg_orientation(body: bytes) -> int:
-    if b"Exif\0\0" not in body[: 1 << 17]:  # saves opening the file a second time
+    if not _has_exif(body):  # saves opening the file a second time
         return 1
     try:
         with Image.open(BytesIO(body), formats=("JPEG",)) as image:
             return _orientation(image)
     except Exception:  # as above: hostile bytes, but the pixels are there
         return 1
+
+
+def _has_exif(body: bytes) -> bool:
+    """Whether one of the segments before the first scan holds EXIF data."""
+    position = 2
+    while position + 10 <= len(body) and body[position] == 0xFF and body[position + 1] != 0xDA:
+        if body[position + 1] == 0xE1 and body[position + 4 : position + 10] == b"Exif\0\0":
+            return True
+        position += 2 + int.from_bytes(body[position + 2 : position + 4], "big")
+    return False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -81,8 +115,16 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
+def _open(body: bytes, name: str) -> Image.Image:
+    if name == "heic":
+        from data_pipeline.image_heic import open_heic
+
+        return open_heic(body).to_pillow()
+    return Image.open(BytesIO(body), formats=(name.upper(),))
+
+
 def _decode_by_pillow(body: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, int, bool]:
-    with Image.open(BytesIO(body), formats=(name.upper(),)) as image:
+    with _open(body, name) as image:
         if image.width * image.height > max_pixels:
             raise ImageRefused(DownloadStatus.too_many_pixels, f"{image.width} x {image.height} pixels")
         orientation = _orientation(image)

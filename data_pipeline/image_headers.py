@@ -13,10 +13,12 @@ from io import BytesIO
 import simplejpeg
 from PIL import Image, features
 
-from crawl2clip.schema import DownloadStatus
+from crawl2clip.download_status import DownloadStatus
+from data_pipeline.image_heic import heic_is_installed, open_heic
 
-FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif")
-"""The formats that are decoded, as the `format` column names them (AVIF where Pillow was built with it)."""
+FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif", "heic")
+"""The formats that are decoded, as the `format` column names them (AVIF where Pillow was built with it, HEIC where
+pillow-heif is installed)."""
 
 
 class ImageRefused(Exception):
@@ -90,6 +92,8 @@ def sniff(body: bytes) -> str | None:
 
 def is_decoded(name: str | None) -> bool:
     """Whether images of this type are decoded here."""
+    if name == "heic":
+        return heic_is_installed()
     return name in FORMATS and (name != "avif" or bool(features.check("avif")))
 
 
@@ -199,4 +203,9 @@ def _avif(body: bytes) -> Header:
         return Header(image.width, image.height, getattr(image, "n_frames", 1))
 
 
-_READERS = {"jpeg": _jpeg, "png": _png, "gif": _gif, "webp": _webp, "bmp": _bmp, "avif": _avif}
+def _heic(body: bytes) -> Header:
+    images = open_heic(body)
+    return Header(*images.size, frames=len(images))
+
+
+_READERS = {"jpeg": _jpeg, "png": _png, "gif": _gif, "webp": _webp, "bmp": _bmp, "avif": _avif, "heic": _heic}

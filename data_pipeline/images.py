@@ -9,7 +9,7 @@ without the metadata.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from io import BytesIO
 
 import cv2
@@ -17,54 +17,32 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from crawl2clip.schema import DownloadStatus
-from data_pipeline.image_config import ImageConfig, StoredFormat
+from crawl2clip.download_status import DownloadStatus
+from data_pipeline.face_blur import blur_boxes
+from data_pipeline.image_config import Decoding, ImageConfig, StoredFormat
 from data_pipeline.image_decode import decode
 from data_pipeline.image_headers import Header, ImageRefused, is_decoded, read_header, sniff
 from data_pipeline.image_metadata import CannotStrip, strip_metadata
-from data_pipeline.image_resize import resize
+from data_pipeline.image_resize import fitted_size, resize
+from data_pipeline.processed import Processed
 
 _LONGEST_SIDE = {"jpg": 65_500, "png": 2**31 - 1, "webp": 16_383}  # pixels that the format can hold
-_KEPT_FORMAT = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "png", "bmp": "png", "avif": "jpg"}
+_HASHED_SIDE = 256  # pixels
+_KEPT_FORMAT = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "png", "bmp": "png"} | dict.fromkeys(
+    ("avif", "heic"), "jpg"
+)
 
 
-@dataclass(frozen=True)
-class Processed:
-    """What came of one body. A field is None when it was not reached.
-
-    Attributes:
-        status: success, or why there is no image.
-        error: one line of detail; None on success.
-        format: the original's, as `image_headers.sniff` names it.
-        original_width, original_height: pixels, upright.
-        width, height: pixels, as stored.
-        extension: of the stored file: jpg, png or webp.
-        data: the stored file.
-        md5, sha256: of the original bytes; always there.
-        phash: 16 hex digits, see `perceptual_hash`.
-    """
-
-    status: DownloadStatus
-    md5: str
-    sha256: str
-    error: str | None = None
-    format: str | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    width: int | None = None
-    height: int | None = None
-    extension: str | None = None
-    data: bytes | None = None
-    phash: str | None = None
-
-
-def process_image(body: bytes, config: ImageConfig, *, min_bytes: int) -> Processed:
+def process_image(
+    body: bytes, config: ImageConfig, *, min_bytes: int, blurred: Sequence[Sequence[float]] = ()
+) -> Processed:
     """Checks, decodes, resizes and encodes one downloaded file. Never raises for what the file holds.
 
     Args:
         body: the file, not empty.
         config: what is accepted and stored.
         min_bytes: smaller files are `too_small_bytes`; 0 for no limit.
+        blurred: boxes to blur, see `face_blur.blur_boxes`.
     """
     md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
     sha256 = hashlib.sha256(body).hexdigest()
@@ -80,11 +58,17 @@ def process_image(body: bytes, config: ImageConfig, *, min_bytes: int) -> Proces
         header = read_header(body, name)
         width, height = header.width, header.height
         _check_header(header, config)
-        pixels, as_stored = decode(body, name, config.max_pixels)
-        height, width = pixels.shape[:2]
-        resized = resize(pixels, config)
+        scaled = config.decoding == Decoding.scaled and name == "jpeg"
+        at_least = fitted_size(width, height, config) if scaled else None
+        pixels, as_stored, sideways = decode(body, name, config.max_pixels, at_least)
+        if not scaled:
+            height, width = pixels.shape[:2]
+        elif sideways:
+            width, height = height, width
+        pixels = blur_boxes(pixels, blurred)
+        resized = resize(pixels, config, (width, height))
         extension = _KEPT_FORMAT[name] if config.format == StoredFormat.keep else config.format.value
-        unchanged = as_stored and resized is pixels and header.frames == 1
+        unchanged = as_stored and resized is pixels and header.frames == 1 and not blurred
         data = _without_metadata(body, name, extension) if unchanged else None
         if data is None:
             data = encode(resized, extension, config.quality)
@@ -164,7 +148,9 @@ def _without_metadata(body: bytes, name: str, extension: str) -> bytes | None:
 def perceptual_hash(pixels: np.ndarray) -> str:
     """64-bit pHash: images that look alike differ in few bits.
 
-    The image is averaged to 32 x 32, made grey, and cosine-transformed; each of the 8 x 8 lowest frequencies
+    Every n-th pixel is taken, so that the shorter side keeps 256 or a little more (averaging all of a large photograph
+    costs as much as decoding it, and changes a bit in 4 of them). That is made grey, averaged to 32 x 32, and
+    cosine-transformed; each of the 8 x 8 lowest frequencies
     gives a bit: above the median of the 64 or not. Bits go row by row, the highest first.
 
     Args:
@@ -173,7 +159,8 @@ def perceptual_hash(pixels: np.ndarray) -> str:
     Returns:
         16 hex digits.
     """
-    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    low = cv2.dct(grey)[:8, :8]
+    step = max(1, min(pixels.shape[:2]) // _HASHED_SIDE)
+    grey = cv2.cvtColor(np.ascontiguousarray(pixels[::step, ::step]), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = cv2.dct(small)[:8, :8]
     return np.packbits(low > np.median(low)).tobytes().hex()

@@ -5,8 +5,10 @@ may not come out with the letters it has there, since its text is cleaned and it
 spelling of the URL standard; that is what lets it meet the same pair from a crawl.
 """
 
+import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def write_list(
         counts.extra[fault.value] += 1
 
     rows = read_list(path, location, given, config.max_record_bytes, lose)
-    candidates = _candidates(rows, label, config, counts)
+    candidates = _candidates(rows, label, given.kept, config, counts)
     with pq.ParquetWriter(target, CANDIDATE_SCHEMA, compression="zstd") as writer:
         while batch := list(islice(candidates, _ROWS_A_BATCH)):
             columns = dict(zip(batch[0], zip(*(row.values() for row in batch), strict=True), strict=True))
@@ -75,7 +77,11 @@ def write_list(
 
 
 def _candidates(
-    rows: Iterable[Row | RowFault], label: str, config: ExtractConfig, counts: Counts
+    rows: Iterable[Row | RowFault],
+    label: str,
+    kept: Sequence[str],
+    config: ExtractConfig,
+    counts: Counts,
 ) -> Iterator[dict[str, Any]]:
     """Yields the candidates among the rows, and counts what becomes of every row."""
     for number, row in enumerate(rows):
@@ -86,7 +92,7 @@ def _candidates(
             continue
         assert not isinstance(row, RowFault)
         url, text = pair
-        _, _, page_url, license = row
+        _, _, page_url, license, *values = row
         yield {
             "uid": uid_of(url, text),
             "url": url,
@@ -96,14 +102,35 @@ def _candidates(
             "license": creative_commons_license([license]) if isinstance(license, str) else None,
             "crawl_file": label,
             "offset": number,
+            "listed": _as_json(dict(zip(kept, values, strict=True))) if kept else None,
         }
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    """Values of a list as one JSON object: NaN is null, what JSON has no form for is its text."""
+    try:
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_text_of)
+    except ValueError:
+        return json.dumps(_without_nan(values), ensure_ascii=False, default=_text_of)
+
+
+def _text_of(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _pair(
     row: Row, config: ExtractConfig, counts: Counts
 ) -> tuple[str, str] | RowFault | TextFault | UrlFault:
     """A row's address and text as a candidate has them, or why it is none."""
-    url, text, page_url, _ = row
+    url, text, page_url = row[:3]
     if not isinstance(url, str | None) or not isinstance(text, str | None):
         return RowFault.row_wrong_type
     text = clean_text(text) if text else ""

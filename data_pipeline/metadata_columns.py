@@ -19,10 +19,14 @@ _MOST_LISTED = 40
 
 
 class NamedColumns(NamedTuple):
-    """Columns that the user names: by name, or by number from 0 in a list without header; None: recognise it."""
+    """Columns that the user names: by name, or by number from 0 in a list without header; None: recognise it.
+
+    Those in `kept` go into the candidates' column `listed`, under the names given.
+    """
 
     url: str | None
     text: str | None
+    kept: tuple[str, ...] = ()
 
 
 class ListColumns(NamedTuple):
@@ -32,6 +36,7 @@ class ListColumns(NamedTuple):
     text: int
     page_url: int | None
     license: int | None
+    kept: tuple[int, ...] = ()
 
 
 def columns_by_name(found: Sequence[str], given: NamedColumns, origin: str) -> ListColumns:
@@ -53,6 +58,7 @@ def columns_by_name(found: Sequence[str], given: NamedColumns, origin: str) -> L
             next((index for index, name in enumerate(lowered) if name in names), None)
             for names in (PAGE_NAMES, LICENSE_NAMES)
         ),
+        kept=tuple(_position(found, lowered, name, (), "keep", origin) for name in given.kept),
     )
 
 
@@ -62,14 +68,20 @@ def columns_of_rows(first_row: Sequence[str], given: NamedColumns, origin: str) 
     Raises:
         DataError: there are not two columns, or neither or both hold an address, and the user names none.
     """
-    given_positions = [int(name) if name is not None and name.isdecimal() else None for name in given]
+    given_positions = [int(name) if name is not None and name.isdecimal() else None for name in given[:2]]
+    kept = tuple(int(name) for name in given.kept if name.isdecimal() and int(name) < len(first_row))
+    if len(kept) < len(given.kept):
+        raise DataError(
+            f"{origin} has no header and {len(first_row)} columns, and source.keep_columns is {list(given.kept)}; "
+            f"give numbers from 0 to {len(first_row) - 1}, or leave it out"
+        )
     if None not in given_positions:
         url, text = (position for position in given_positions if position is not None)
         if max(url, text) < len(first_row):
-            return ListColumns(url, text, None, None)
+            return ListColumns(url, text, None, None, kept)
     addresses = [index for index, value in enumerate(first_row) if is_address(value)]
-    if given == (None, None) and len(first_row) == 2 and len(addresses) == 1:
-        return ListColumns(addresses[0], 1 - addresses[0], None, None)
+    if given[:2] == (None, None) and len(first_row) == 2 and len(addresses) == 1:
+        return ListColumns(addresses[0], 1 - addresses[0], None, None, kept)
     raise DataError(
         f"{origin} has no header and {len(first_row)} columns, and the address and the text can be told apart only "
         f"where there are two; give their numbers, from 0 to {len(first_row) - 1}, as source.url_column and "
@@ -90,7 +102,7 @@ def _position(
     what: str,
     origin: str,
 ) -> int:
-    setting = f"source.{what}_column"
+    setting = "source.keep_columns" if what == "keep" else f"source.{what}_column"
     matches = [index for index, name in enumerate(found) if name == given]
     if given is None:
         matches = [index for index, name in enumerate(lowered) if name in known]

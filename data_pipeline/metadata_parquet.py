@@ -42,7 +42,8 @@ def parquet_rows(
     with file:
         schema = file.schema_arrow
         positions = columns_by_name(schema.names, given, origin)
-        names = [schema.names[position] if position is not None else None for position in positions]
+        wanted = (*positions[:4], *positions.kept)
+        names = [schema.names[position] if position is not None else None for position in wanted]
         for name, position in zip(names[:2], positions[:2], strict=True):
             if not _holds_text(schema.field(position).type):
                 raise DataError(

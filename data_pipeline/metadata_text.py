@@ -23,8 +23,9 @@ from data_pipeline.metadata_columns import (
 )
 from data_pipeline.metadata_lines import RowFault
 
-Row = tuple[Any, Any, Any, Any]
-"""Address, text, address of the page, licence, as they stand in the list; None for what it does not have."""
+Row = tuple[Any, ...]
+"""Address, text, address of the page, licence, as they stand in the list, None for what it does not have; and then
+the values of the columns that are kept."""
 
 _MOST_LINES = 100  # of one csv row
 _MOST_BYTES = 1 << 20  # of a csv row of several lines
@@ -78,13 +79,12 @@ def json_rows(
         yield from first  # type: ignore[misc]  # a short file without one good row
         return
     columns = columns_by_name(names, given, origin)
-    keys = [names[position] if position is not None else None for position in columns]
+    keys = [names[position] if position is not None else None for position in (*columns[:4], *columns.kept)]
     for each in chain(first, objects):
         if isinstance(each, RowFault):
             yield each
         else:
-            url, text, page_url, license = (each.get(key) if key is not None else None for key in keys)
-            yield url, text, page_url, license
+            yield tuple(each.get(key) if key is not None else None for key in keys)
 
 
 def _picked(row: list[str], columns: ListColumns) -> Row:
@@ -94,6 +94,7 @@ def _picked(row: list[str], columns: ListColumns) -> Row:
         row[columns.text],
         page_url,
         row[columns.license] if columns.license is not None else None,
+        *(row[position] for position in columns.kept),
     )
 
 

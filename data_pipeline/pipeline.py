@@ -40,7 +40,11 @@ class Entry:
 STAGES: dict[str, Entry] = {
     "extract": Entry(lambda c: [extract.make_stage(c)], lambda c: ["candidates"], lambda c: []),
     "deduplicate": Entry(deduplicate.make_stages, lambda c: ["deduplicated"], lambda c: ["extract"]),
-    "download": Entry(lambda c: [download.make_stage(c)], lambda c: ["raw"], lambda c: ["deduplicate"]),
+    "download": Entry(
+        lambda c: [download.make_stage(c)],
+        lambda c: ["raw"],
+        lambda c: ["deduplicate"] if c.download.update is None else [],
+    ),
     "tag": Entry(
         tag.make_stages, lambda c: [f"tags/{name}" for name in c.tagger.taggers], lambda c: ["download"]
     ),

@@ -13,10 +13,12 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crawl2clip.schema import DOWNLOAD_SCHEMA, DownloadStatus
+from crawl2clip.download_status import DownloadStatus
+from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA
 from crawl2clip.shards import ShardWriter
 from data_pipeline.fetch import Fetched
-from data_pipeline.images import Processed
+from data_pipeline.processed import Processed
+from data_pipeline.published import PublishedConfig, Verdict, read_listed, verdict
 from data_pipeline.stage import Counts
 
 _SAMPLE_COLUMNS = (
@@ -51,6 +53,7 @@ def write_raw_shard(
     fetched: Mapping[str, Fetched[StoredImage]],
     spool: IO[bytes],
     stem: Path,
+    published: PublishedConfig,
 ) -> Counts:
     """Writes `<stem>.tar` and `<stem>.parquet`.
 
@@ -59,11 +62,12 @@ def write_raw_shard(
         fetched: what came of each of their URLs.
         spool: where the image files lie.
         stem: folder and name of the shard, without an extension.
+        published: which columns of a list the images are compared with.
 
     Returns:
         Rows in, rows stored, and the others by status.
     """
-    rows = [row | _outcome(fetched[row["url"]]) for row in candidates]
+    rows = [_row(row, fetched[row["url"]], published) for row in candidates]
     with ShardWriter(f"{stem}.tar") as tar:
         for row in rows:
             stored = fetched[row["url"]].result
@@ -72,6 +76,22 @@ def write_raw_shard(
                 tar.write(row["uid"], _sample(row, stored, spool.read(stored.length)))
     pq.write_table(pa.Table.from_pylist(rows, schema=DOWNLOAD_SCHEMA), f"{stem}.parquet", compression="zstd")
     return _count(rows)
+
+
+def _row(
+    candidate: dict[str, Any], fetched: Fetched[StoredImage], published: PublishedConfig
+) -> dict[str, Any]:
+    """The row of the table; an image that is not the one its list means is judged here, since captions may differ."""
+    row = {name: candidate.get(name) for name in CANDIDATE_SCHEMA.names} | _outcome(fetched)
+    if row["status"] != DownloadStatus.success.value or fetched.result is None:
+        return row
+    found = verdict(fetched.result.processed, read_listed(candidate["listed"]), published)
+    row["expected"] = found and found.value
+    if found == Verdict.mismatch and published.drop_mismatches:
+        lost = ("width", "height")
+        row |= {"status": DownloadStatus.hash_mismatch.value, "error": "not the image that the list means"}
+        row |= dict.fromkeys(lost)
+    return row
 
 
 def _outcome(fetched: Fetched[StoredImage]) -> dict[str, Any]:
@@ -103,7 +123,11 @@ def _outcome(fetched: Fetched[StoredImage]) -> dict[str, Any]:
 
 def _sample(row: dict[str, Any], stored: StoredImage, image: bytes) -> dict[str, bytes]:
     """The members of a pair in the tar, by extension."""
-    described = {name: row[name] for name in _SAMPLE_COLUMNS}
+    described = {name: row.get(name) for name in _SAMPLE_COLUMNS}
+    if row["listed"] is not None:
+        described["listed"] = read_listed(row["listed"])
+    if row.get("expected") is not None:
+        described["expected"] = row["expected"]
     assert stored.processed.extension is not None
     return {
         stored.processed.extension: image,
@@ -115,4 +139,7 @@ def _sample(row: dict[str, Any], stored: StoredImage, image: bytes) -> dict[str,
 def _count(rows: Sequence[dict[str, Any]]) -> Counts:
     statuses = Counter(row["status"] for row in rows)
     num_stored = statuses.pop(DownloadStatus.success.value, 0)
-    return Counts(rows_in=len(rows), rows_out=num_stored, dropped=statuses)
+    codes = Counter(
+        f"http_{row['http_status']}" for row in rows if row["status"] == DownloadStatus.http_error.value
+    )
+    return Counts(rows_in=len(rows), rows_out=num_stored, dropped=statuses, extra=codes)

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +72,9 @@ class SourceConfig:
     # metadata: the columns; null: the one whose name is recognised. A number from 0 where a list has no header.
     url_column: str | None = None
     text_column: str | None = None
+    keep_columns: list[str] = field(
+        default_factory=list
+    )  # metadata: columns that go into the candidates' `listed`
     retries: int = MISSING  # more tries of a transfer that broke, in a row without progress; 0 or more
     backoff_s: float = MISSING  # about the wait before the first retry; doubles each time, up to a minute
     timeout_s: float = MISSING  # the longest silence of a server, above 0
@@ -101,7 +104,7 @@ def patience_of(config: SourceConfig) -> Patience:
 
 def named_columns(config: SourceConfig) -> NamedColumns:
     """The columns of a list that the settings name."""
-    return NamedColumns(config.url_column, config.text_column)
+    return NamedColumns(config.url_column, config.text_column, tuple(config.keep_columns))
 
 
 def validate_source(config: SourceConfig) -> None:
@@ -110,9 +113,11 @@ def validate_source(config: SourceConfig) -> None:
     Raises:
         ConfigError: it does not, or a setting would have no effect; the message says which one.
     """
-    if config.kind is not SourceKind.metadata and (config.url_column or config.text_column):
+    if config.kind is not SourceKind.metadata and (
+        config.url_column or config.text_column or config.keep_columns
+    ):
         raise ConfigError(
-            "source.url_column and source.text_column are for lists of pairs; add source=metadata, or unset them"
+            "source.url_column, text_column and keep_columns are for lists of pairs; add source=metadata, or unset them"
         )
     if config.kind is SourceKind.commoncrawl:
         _validate_crawl(config)

@@ -25,7 +25,7 @@ def decode_image(data: bytes, extension: str) -> "Image | None":
     from PIL import Image
 
     try:
-        pixels, _ = decode(data, IMAGE_FORMATS[extension], MAX_PIXELS)
+        pixels = decode(data, IMAGE_FORMATS[extension], MAX_PIXELS).pixels
     except ImageRefused:
         return None
     return Image.fromarray(pixels)

@@ -1,15 +1,18 @@
 """Reading a shard's table: only the columns asked for, every uid once, and an error that names the file."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from crawl2clip.errors import DataError
 from data_pipeline import storage
 
+if TYPE_CHECKING:
+    import polars as pl
 
-def read_table(path: str | Path, columns: Sequence[str], *, stored_only: bool = False) -> pl.DataFrame:
+
+def read_table(path: str | Path, columns: Sequence[str], *, stored_only: bool = False) -> "pl.DataFrame":
     """Columns of a shard's parquet file, `uid` among them, in the file's order.
 
     Args:
@@ -20,6 +23,8 @@ def read_table(path: str | Path, columns: Sequence[str], *, stored_only: bool = 
     Raises:
         DataError: the file is missing, damaged, lacks a column, or holds a uid twice.
     """
+    import polars as pl
+
     storage.fetch(path)
     try:
         lazy = pl.scan_parquet(path)
@@ -27,15 +32,43 @@ def read_table(path: str | Path, columns: Sequence[str], *, stored_only: bool = 
             lazy = lazy.filter(pl.col("status") == "success")
         frame = lazy.select(columns).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(
-            f"{path} cannot be read with the columns {', '.join(columns)} ({str(error).splitlines()[0]}); delete the "
-            "stats.json beside it and run the stage that writes it again"
-        ) from error
+        raise _unreadable(path, columns, error) from error
     repeated = frame.filter(pl.col("uid").is_duplicated())
     if len(repeated):
         uid = repeated["uid"][0]
-        raise DataError(
-            f"{path} holds the uid {uid} {(repeated['uid'] == uid).sum()} times; a uid stands for one pair: run "
-            "stage=deduplicate and the stages after it again, in a new output_dir"
-        )
+        raise _not_distinct(path, uid, (repeated["uid"] == uid).sum())
     return frame
+
+
+def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The same as plain rows, by pyarrow alone: a download worker starts in half the time without polars.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.read(columns=list(columns)).select(list(columns)).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise _unreadable(path, columns, error) from error
+    uid, times = Counter(row["uid"] for row in rows).most_common(1)[0] if rows else ("", 0)
+    if times > 1:
+        raise _not_distinct(path, uid, times)
+    return rows
+
+
+def _unreadable(path: str | Path, columns: Sequence[str], error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read with the columns {', '.join(columns)} ({str(error).splitlines()[0]}); delete the "
+        "stats.json beside it and run the stage that writes it again"
+    )
+
+
+def _not_distinct(path: str | Path, uid: str, times: int) -> DataError:
+    return DataError(
+        f"{path} holds the uid {uid} {times} times; a uid stands for one pair: run "
+        "stage=deduplicate and the stages after it again, in a new output_dir"
+    )

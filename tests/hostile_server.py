@@ -50,6 +50,7 @@ class HostileServer:
     Attributes:
         requests: how often each path was asked for.
         headers: the head of every request, in order.
+        connections: how many were made.
         max_simultaneous: most requests being answered at once so far.
         robots: (status, body) of /robots.txt, or None to stall there.
         files: path -> whole answer, before any misbehaviour is looked up.
@@ -63,6 +64,7 @@ class HostileServer:
         self.files: dict[str, bytes] = {}
         self.release = threading.Event()
         self.max_simultaneous = 0
+        self.connections = 0
         self._simultaneous = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -99,6 +101,7 @@ class HostileServer:
             writer.write(data)
             await writer.drain()
 
+        self.connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -199,6 +202,20 @@ async def _broken_once(server: HostileServer, path: str, write: Write) -> None:
     await write(response(503) if server.requests[path] == 1 else response(200, GOOD_JPEG))
 
 
+async def _broken_for_a_while(server: HostileServer, path: str, write: Write) -> None:
+    """/broken_for_a_while/3 is an image from the fourth request on."""
+    bad = server.requests[path] <= int(path.rsplit("/", 1)[1])
+    await write(response(503) if bad else response(200, GOOD_JPEG))
+
+
+async def _trickle(server: HostileServer, path: str, write: Write) -> None:
+    """An image of 200 kB at 2 kB a second: never silent, and too slow."""
+    await write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n")
+    while True:
+        await write(bytes(200))
+        await asyncio.sleep(0.1)
+
+
 async def _hops(server: HostileServer, path: str, write: Write) -> None:
     """/hops/3 leads to a good image after 3 redirects, by relative addresses."""
     left = int(path.rsplit("/", 1)[1])
@@ -230,6 +247,8 @@ _HANDLERS = {
     "not_http": _not_http,
     "busy_once": _busy_once,
     "broken_once": _broken_once,
+    "broken_for_a_while": _broken_for_a_while,
+    "trickle": _trickle,
     "hops": _hops,
     "slow": _slow_but_fine,
 }
@@ -255,6 +274,8 @@ _SIMPLE = {
     "noai_and_away": response(302, b"", {"Location": "/good", "X-Robots-Tag": "noai"}),
     "noindex_for_us": response(200, GOOD_JPEG, {"X-Robots-Tag": "crawl2clip: noindex, nofollow"}),
     "noai_for_others": response(200, GOOD_JPEG, {"X-Robots-Tag": "otherbot: noai, noindex"}),
+    "reserved": response(200, GOOD_JPEG, {"tdm-reservation": "1"}),
+    "no_training": response(200, GOOD_JPEG, {"Content-Usage": "train-ai=n"}),
     "expired": response(200, GOOD_JPEG, {"X-Robots-Tag": "unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT"}),
     "huge_png": response(200, png_bomb(30_000, 30_000)),
     "truncated_jpeg": response(200, GOOD_JPEG[:-300]),

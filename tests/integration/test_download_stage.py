@@ -8,11 +8,13 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +27,10 @@ from crawl2clip.files import write_json
 from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import raise_fault, read_samples
 from data_pipeline.download import DownloadConfig, DownloadStage, interleave_by_host, make_stage
-from data_pipeline.image_config import PIXEL_LIMIT, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.image_config import PIXEL_LIMIT, Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.images import perceptual_hash
+from data_pipeline.policy import PolicyConfig
+from data_pipeline.published import PublishedConfig
 from data_pipeline.stage import (
     Counts,
     Outcome,
@@ -36,12 +41,14 @@ from data_pipeline.stage import (
     run_stage,
     temporary_folder,
 )
+from data_pipeline.update import EarlierRun
 
 IMAGES = ImageConfig(
     resize_mode=ResizeMode.keep_ratio,
     size=32,
     only_if_bigger=True,
     upscaling=Upscaling.lanczos,
+    decoding=Decoding.exact,
     format=StoredFormat.jpg,
     quality=95,
     min_size=2,
@@ -49,25 +56,41 @@ IMAGES = ImageConfig(
     max_pixels=PIXEL_LIMIT,
     max_frames=100,
 )
+POLICY = PolicyConfig(
+    robots=True,
+    opt_out_directives=["noai", "noimageai", "noindex", "noimageindex"],
+    tdmrep=False,
+    aipref_usages=[],
+)
+PUBLISHED = PublishedConfig(
+    hash_column=None, phash_column=None, near_bits=8, drop_mismatches=True, boxes_column=None
+)
 CONFIG = DownloadConfig(
     user_agent="crawl2clip/0.1 (+https://example.org/bot)",
     concurrency=64,
     per_host_connections=64,
     per_host_requests_per_s=10_000.0,
     max_host_failures=1_000,
+    nameservers=[],
     connect_timeout_s=2.0,
+    first_byte_timeout_s=2.0,
     read_timeout_s=2.0,  # what a good answer has on a busy machine, and what each stalling one costs
+    min_bytes_per_s=0.0,
     total_timeout_s=4.0,
+    task_timeout_s=30.0,
     retries=0,
     backoff_s=0.02,
     max_retry_after_s=1.0,
     max_redirects=5,
     max_bytes=1_000_000,
     allow_loopback=True,
-    respect_robots=True,
-    opt_out_directives=["noai", "noimageai", "noindex", "noimageindex"],
+    policy=POLICY,
+    passes=1,
     shard_deadline_s=60.0,
-    decode_threads=2,
+    decoders=2,
+    decode_timeout_s=20.0,
+    decode_memory_mb=1000,
+    published=PUBLISHED,
     images=IMAGES,
 )
 STATUSES = {
@@ -237,7 +260,7 @@ def test_kept_pngs_stay_as_they_came(server, tmp_path):
 
 def test_the_shards_deadline_ends_what_is_late(tmp_path):
     with HostileServer() as server:
-        config = replace(CONFIG, shard_deadline_s=3.0, read_timeout_s=50.0, total_timeout_s=50.0)
+        config = replace(CONFIG, shard_deadline_s=3.0, first_byte_timeout_s=50.0, total_timeout_s=50.0)
         rows = [candidate(server.url("/stall"), "late"), candidate(server.url("/good"), "in time")]
         counts = download(tmp_path, rows, config)
         assert (counts.rows_out, counts.dropped) == (1, {"timeout": 1})
@@ -271,9 +294,178 @@ def test_the_same_answers_give_the_same_bytes_in_whatever_order_they_come(tmp_pa
         rows = [candidate(server.url(f"/image/{number}"), f"picture {number}") for number in range(30)]
         rows += [candidate(server.url("/slow"), "slow"), candidate(server.url("/gone"), "gone")]
         download(tmp_path / "a", rows)
-        download(tmp_path / "b", rows, replace(CONFIG, concurrency=1, decode_threads=1))
+        download(tmp_path / "b", rows, replace(CONFIG, concurrency=1, decoders=1))
         for name in ("00000000.tar", "00000000.parquet"):
             assert (tmp_path / "a/raw" / name).read_bytes() == (tmp_path / "b/raw" / name).read_bytes()
+
+
+def test_a_second_pass_tries_what_may_pass_and_nothing_else(tmp_path):
+    with HostileServer() as server:
+        paths = [
+            "/good",
+            "/broken_for_a_while/1",
+            "/broken_for_a_while/9",
+            "/gone",
+            "/noai",
+            "/truncated_jpeg",
+        ]
+        rows = [candidate(server.url(path), path) for path in paths]
+        counts = download(tmp_path, rows, replace(CONFIG, passes=2))
+        assert counts.rows_out == 2
+        assert counts.dropped == {"http_error": 2, "opted_out": 1, "undecodable": 1}
+        assert (counts.extra["http_503"], counts.extra["http_410"]) == (1, 1)
+        assert counts.extra["second_pass"] == 2
+        asked = {path: server.requests[path] for path in paths}
+        assert asked == dict.fromkeys(paths, 1) | {"/broken_for_a_while/1": 2, "/broken_for_a_while/9": 2}
+
+
+def test_a_site_whose_robots_failed_is_asked_again_in_the_second_pass(tmp_path):
+    with HostileServer() as server:
+        server.robots = None  # stalls, and the first pass gives it up
+
+        def recover() -> None:
+            while server.requests["/robots.txt"] < 1:
+                time.sleep(0.01)
+            server.robots = (404, b"")
+
+        threading.Thread(target=recover, daemon=True).start()
+        rows = [candidate(server.url(f"/good/{number}"), f"{number}") for number in range(5)]
+        counts = download(tmp_path, rows, replace(CONFIG, passes=2))
+        assert counts.rows_out == 5
+        assert server.requests["/robots.txt"] == 2
+
+
+def test_decoders_that_are_killed_cost_no_image(tmp_path):
+    with HostileServer() as server:
+        for number in range(40):
+            server.files[f"/image/{number}"] = response(200, image_file(400, 300, seed=number))
+        rows = [candidate(server.url(f"/image/{number}"), f"picture {number}") for number in range(40)]
+        write_candidates(tmp_path / "deduplicated", {"00000000": rows})
+        work = stage(tmp_path)
+        worker = work.setup()
+        (tmp_path / "raw").mkdir()
+
+        def kill() -> None:
+            for _ in range(3):
+                seen = server.requests.total()
+                while server.requests.total() < min(seen + 8, 41):
+                    time.sleep(0.001)
+                for decoder in list(worker.decoders._decoders):
+                    decoder.process.kill()
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        counts = work.run(worker, work.shards()[0], tmp_path / "raw")
+        killer.join(20)
+        worker.close()
+        assert counts.rows_out + counts.dropped["decoder_failed"] == 40
+        assert counts.rows_out >= 37  # only a file whose decoder was killed twice is given up
+
+
+def finished(folder: Path, work: DownloadStage) -> None:
+    """Runs a stage as the pipeline does, without processes for shards."""
+    report = run_stage(work, InThisProcess(), max_failed_fraction=0.0)
+    assert report.failed == {}
+
+
+def test_an_update_fetches_failures_only_and_takes_over_the_rest(tmp_path):
+    with HostileServer() as server:
+        paths = ["/good/1", "/good/2", "/broken_for_a_while/1", "/gone", "/tiny_gif"]
+        rows = [candidate(server.url(path), path) for path in paths]
+        rows.append(candidate(server.url("/good/1"), "another text for the first"))
+        write_candidates(tmp_path / "a" / "deduplicated", {"00000000": rows})
+        first = stage(tmp_path / "a")
+        finished(tmp_path / "a", first)
+        before = dict(server.requests)
+
+        again = stage(tmp_path / "b")
+        again.earlier = EarlierRun(tmp_path / "a" / "raw")
+        again.earlier.check(again.settings)
+        finished(tmp_path / "b", again)
+        asked = {path: server.requests[path] - before[path] for path in paths}
+        assert asked == {"/good/1": 0, "/good/2": 0, "/broken_for_a_while/1": 1, "/gone": 1, "/tiny_gif": 1}
+        counts = read_stats(tmp_path / "b" / "raw", "00000000")["counts"]
+        assert (counts["rows_in"], counts["rows_out"]) == (6, 4)
+        assert counts["extra"]["taken_over"] == 2
+
+        # The result is what one run with this luck would have made.
+        server.requests["/broken_for_a_while/1"] = 5
+        write_candidates(tmp_path / "c" / "deduplicated", {"00000000": rows})
+        finished(tmp_path / "c", stage(tmp_path / "c"))
+        for name in ("00000000.tar", "00000000.parquet"):
+            assert (tmp_path / "b/raw" / name).read_bytes() == (tmp_path / "c/raw" / name).read_bytes()
+
+        tar = tmp_path / "a" / "raw" / "00000000.tar"
+        tar.write_bytes(tar.read_bytes()[:2048] + bytes(1024))
+        work = stage(tmp_path / "d")
+        work.earlier = EarlierRun(tmp_path / "a" / "raw")
+        with pytest.raises(DataError, match=r"00000000\.tar"):
+            finished(tmp_path / "d", work)
+
+
+def test_an_update_of_what_cannot_be_updated_is_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"download.update is .*, and .*raw holds no download; give the output_dir"
+    ):
+        EarlierRun(tmp_path / "raw").check({})
+    (tmp_path / "raw").mkdir()
+    shards = [{"name": "00000000", "inputs": []}]
+    manifest = {"settings": {"images": {"size": 256}}, "shards": shards}
+    write_json(tmp_path / "raw" / "manifest.json", manifest)
+    with pytest.raises(
+        ConfigError, match="where 1 of 1 shards are not finished; finish its stage=download first"
+    ):
+        EarlierRun(tmp_path / "raw").check({})
+    write_json(tmp_path / "raw" / "00000000.stats.json", {})
+    with pytest.raises(
+        ConfigError, match=r"made with images \{'size': 256\}, and this run has \{'size': 512\}"
+    ):
+        EarlierRun(tmp_path / "raw").check({"images": {"size": 512}})
+    EarlierRun(tmp_path / "raw").check({"images": {"size": 256}})
+
+
+def test_a_published_lists_hashes_and_boxes_are_used_and_its_columns_stay(server, tmp_path):
+    phash = perceptual_hash(np.asarray(Image.open(io.BytesIO(GOOD_JPEG)).convert("RGB")))
+    listed = {
+        "exact": {"hash": hashlib.sha256(GOOD_JPEG).hexdigest(), "similarity": 0.31, "bag": [1, "ü"]},
+        "exact by md5": {"hash": hashlib.md5(GOOD_JPEG).hexdigest().upper()},
+        "near": {"hash": "0" * 64, "look": phash},
+        "mismatch": {"hash": "0" * 64},
+        "mismatch by look": {"look": f"{int(phash, 16) ^ (2**64 - 1):016x}"},
+        "nothing to compare": {"hash": "soon"},
+        "blurred": {"boxes": [[0.1, 0.1, 0.9, 0.9]]},
+        "boxes unreadable": {"boxes": [[0.1, "x"]]},
+        "boxes in text": {"boxes": "[[0.1, 0.1, 0.9, 0.9]]"},
+    }
+    rows = [
+        candidate(server.url(f"/good/listed/{number}"), text) | {"listed": json.dumps(columns)}
+        for number, (text, columns) in enumerate(listed.items())
+    ]
+    published = PublishedConfig(
+        hash_column="hash", phash_column="look", near_bits=8, drop_mismatches=True, boxes_column="boxes"
+    )
+    counts = download(tmp_path, rows, replace(CONFIG, published=published))
+    assert counts.dropped == {"hash_mismatch": 2, "boxes_unreadable": 1}
+    table = {row["text"]: row for row in pq.read_table(tmp_path / "raw" / "00000000.parquet").to_pylist()}
+    assert {text: row["expected"] for text, row in table.items()} == {
+        "exact": "exact", "exact by md5": "exact", "near": "near", "mismatch": "mismatch",
+        "mismatch by look": "mismatch", "nothing to compare": None, "blurred": None, "boxes unreadable": None,
+        "boxes in text": None,
+    }  # fmt: skip
+    assert json.loads(table["exact"]["listed"]) == listed["exact"]
+    assert table["mismatch"]["sha256"] == hashlib.sha256(GOOD_JPEG).hexdigest()
+    samples = {
+        json.loads(sample.fields["json"])["text"]: sample.fields
+        for sample in read_samples(tmp_path / "raw" / "00000000.tar", raise_fault)
+    }
+    assert samples.keys() == listed.keys() - {"mismatch", "mismatch by look", "boxes unreadable"}
+    described = json.loads(samples["exact"]["json"])
+    assert (described["listed"], described["expected"]) == (listed["exact"], "exact")
+    assert samples["blurred"]["jpg"] == samples["boxes in text"]["jpg"] != samples["exact"]["jpg"]
+    kept = download(
+        tmp_path / "kept", rows, replace(CONFIG, published=replace(published, drop_mismatches=False))
+    )
+    assert kept.dropped == {"boxes_unreadable": 1}
 
 
 def test_hosts_are_interleaved():
@@ -336,7 +528,7 @@ def test_a_killed_run_is_finished_by_the_next_with_the_same_bytes(tmp_path):
             rows = [candidate(server.url(f"/good/{index}/{number}"), f"{number}") for number in range(40)]
             shards[f"{index:08d}"] = [*rows, candidate(server.url(f"/gone/{index}"), "gone")]
         shards["00000001"].append(candidate(server.url("/held"), "keeps the shard open until the kill"))
-        config = replace(CONFIG, per_host_connections=4, read_timeout_s=50.0, total_timeout_s=50.0)
+        config = replace(CONFIG, per_host_connections=4, first_byte_timeout_s=50.0, total_timeout_s=50.0)
         write_candidates(tmp_path / "deduplicated", shards)
         work = stage(tmp_path, config)
         (tmp_path / "stage.pickle").write_bytes(pickle.dumps(work))

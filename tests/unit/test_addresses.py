@@ -1,4 +1,3 @@
-import asyncio
 import socket
 
 import pytest
@@ -7,7 +6,6 @@ from data_pipeline.addresses import (
     MAX_URL_LENGTH,
     AddressRefused,
     Guard,
-    GuardedResolver,
     InvalidUrl,
     parse_url,
 )
@@ -113,49 +111,3 @@ def test_what_is_not_fetchable_is_said(url, words):
         parse_url(url)
     assert words in str(raised.value)
     assert len(str(raised.value)) < 250
-
-
-def resolve(guard: Guard, host: str):
-    async def main():
-        resolver = GuardedResolver(guard)
-        try:
-            return await resolver.resolve(host, 80)
-        finally:
-            await resolver.close()
-
-    return asyncio.run(main())
-
-
-def fake_getaddrinfo(*addresses: str):
-    def getaddrinfo(host, port, *arguments):
-        return [
-            (
-                socket.AF_INET6 if ":" in address else socket.AF_INET,
-                socket.SOCK_STREAM,
-                6,
-                "",
-                (address, port),
-            )
-            for address in addresses
-        ]
-
-    return getaddrinfo
-
-
-def test_a_name_that_points_inside_is_refused(monkeypatch):
-    with pytest.raises(AddressRefused, match=r"localhost is at .* refused \(loopback\)"):
-        resolve(Guard(), "localhost")
-    monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo("169.254.169.254"))
-    with pytest.raises(AddressRefused, match=r"metadata\.example is at 169\.254\.169\.254"):
-        resolve(Guard(), "metadata.example")
-
-
-def test_only_the_public_addresses_of_a_name_are_used(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo("10.0.0.1", "93.184.215.14", "::1"))
-    assert [result["host"] for result in resolve(Guard(), "mixed.example")] == ["93.184.215.14"]
-
-
-@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example"])
-def test_names_that_cannot_be_names_are_dns_errors(host):
-    with pytest.raises(OSError, match=r"not a host name|not known|No address|failure"):
-        resolve(Guard(), host)

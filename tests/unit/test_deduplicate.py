@@ -32,7 +32,21 @@ from data_pipeline.stage import (
 def candidate(
     url, text, *, date="2024-01-01T00:00:00Z", crawl_file="a.wat", offset=0, page="http://p/", source="alt"
 ):
-    values = (uid_of(url, text), url, text, source, page, None, None, crawl_file, offset, date, None, None)
+    values = (
+        uid_of(url, text),
+        url,
+        text,
+        source,
+        page,
+        None,
+        None,
+        crawl_file,
+        offset,
+        date,
+        None,
+        None,
+        None,
+    )
     return dict(zip(CANDIDATE_SCHEMA.names, values, strict=True))
 
 

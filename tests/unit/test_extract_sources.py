@@ -204,7 +204,7 @@ def test_every_compression_of_ones_own_crawl(tmp_path, name):
         ({"backoff_s": -1.0}, r"source\.backoff_s is -1\.0"),
         ({"timeout_s": 0.0}, r"source\.timeout_s is 0\.0; give seconds above 0"),
         ({"deadline_s": -5.0}, r"source\.deadline_s is -5\.0; give seconds above 0"),
-        ({"url_column": "link"}, r"source\.url_column and source\.text_column are for lists of pairs; add source="),
+        ({"url_column": "link"}, r"source\.url_column, text_column and keep_columns are for lists of pairs; add"),
     ],
 )  # fmt: skip
 def test_crawl_settings_are_checked(changes, message):

@@ -1,6 +1,7 @@
 """The engine against a server that misbehaves on purpose: every fault ends in its status, in bounded time."""
 
 import asyncio
+import contextlib
 import shutil
 import ssl
 import subprocess
@@ -13,14 +14,25 @@ from crawl2clip.errors import ConfigError
 from crawl2clip.schema import DownloadStatus
 from data_pipeline.fetch import Fetched, Fetcher
 from data_pipeline.fetch_config import FetchConfig
+from data_pipeline.policy import PolicyConfig
 
+POLICY = PolicyConfig(
+    robots=True,
+    opt_out_directives=["noai", "noimageai", "noindex", "noimageindex"],
+    tdmrep=False,
+    aipref_usages=[],
+)
 CONFIG = FetchConfig(
     user_agent="crawl2clip/0.1 (+https://example.org/bot)",
     concurrency=64,
     per_host_connections=64,
     per_host_requests_per_s=10_000.0,
     max_host_failures=1_000,
+    nameservers=[],
     connect_timeout_s=2.0,
+    first_byte_timeout_s=2.0,
+    min_bytes_per_s=0.0,
+    task_timeout_s=30.0,
     read_timeout_s=2.0,  # what a good answer has on a busy machine, and what each stalling one costs
     total_timeout_s=4.0,
     retries=0,
@@ -29,8 +41,7 @@ CONFIG = FetchConfig(
     max_redirects=5,
     max_bytes=1_000_000,
     allow_loopback=True,
-    respect_robots=True,
-    opt_out_directives=["noai", "noimageai", "noindex", "noimageindex"],
+    policy=POLICY,
 )
 
 
@@ -60,10 +71,10 @@ def server():
 
 
 FAULTS = {
-    "/stall": ("timeout", "the server went silent"),
+    "/stall": ("timeout", "no first byte in time"),
     "/stall_in_body": ("timeout", "the server went silent"),
     "/drip_body": ("timeout", "the request took too long"),
-    "/drip_header": ("timeout", "the request took too long"),
+    "/drip_header": ("timeout", "the header took too long"),
     "/endless_body": ("too_large", "a body of more than 1000000 bytes"),
     "/endless_headers": ("connect_error", "the answer is not HTTP"),
     "/declared_too_large": ("too_large", "a body of more than 1000000 bytes"),
@@ -210,7 +221,7 @@ def test_a_host_that_keeps_failing_is_given_up():
 
 def test_connections_to_a_host_are_limited():
     with HostileServer() as server:
-        config = replace(CONFIG, per_host_connections=3, read_timeout_s=60.0, total_timeout_s=60.0)
+        config = replace(CONFIG, per_host_connections=3, first_byte_timeout_s=60.0, total_timeout_s=60.0)
 
         async def release_when_full() -> None:
             while server.max_simultaneous < 3:
@@ -285,7 +296,7 @@ def test_a_fault_of_the_consumer_is_not_the_networks(server):
 def test_robots_answers(robots, status, consent):
     with HostileServer() as server:
         server.robots = robots
-        config = replace(CONFIG, retries=1, read_timeout_s=0.3 if robots is None else 2.0)
+        config = replace(CONFIG, retries=1, first_byte_timeout_s=0.3 if robots is None else 2.0)
         answer = fetch(config, server.url("/good"))
         assert (answer.status.value, answer.consent) == (status, consent)
         if status != "success":
@@ -306,11 +317,71 @@ def test_robots_redirects_are_followed_and_a_loop_means_no_rules():
 
 def test_consent_can_be_switched_off_and_says_so():
     with HostileServer() as server:
-        config = replace(CONFIG, respect_robots=False, opt_out_directives=[])
+        config = replace(CONFIG, policy=replace(POLICY, robots=False, opt_out_directives=[]))
         answer = fetch(config, server.url("/noai"))
         assert answer.status == DownloadStatus.success
         assert answer.consent == "x-robots-tag=allowed:noai"
         assert server.requests["/robots.txt"] == 0
+
+
+STRICT = replace(CONFIG, policy=replace(POLICY, tdmrep=True, aipref_usages=["train-ai"]))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "error", "consent"),
+    [
+        ("/good", "success", None, "x-robots-tag=allowed:absent; tdmrep=allowed:absent; aipref=allowed:absent"),
+        ("/reserved", "opted_out", "tdmrep: header says 1", "; tdmrep=refused:header says 1"),
+        ("/no_training", "opted_out", "aipref: train-ai=n (vocab-06)", "aipref=refused:train-ai=n (vocab-06)"),
+        ("/good/filed", "opted_out", "tdmrep: file says 1", "tdmrep=refused:file says 1"),
+        ("/good/trained", "opted_out", "aipref: train-ai=n (vocab-06)", "aipref=refused:train-ai=n (vocab-06)"),
+    ],
+)  # fmt: skip
+def test_a_strict_policy_asks_tdmrep_and_aipref(path, status, error, consent):
+    with HostileServer() as server:
+        rules = b'[{"location": "/good/filed", "tdm-reservation": 1}]'
+        server.files["/.well-known/tdmrep.json"] = response(200, rules)
+        server.robots = (200, b"User-agent: *\nContent-Usage: /good/trained train-ai=n\n")
+        answer = fetch(STRICT, server.url(path))
+        assert (answer.status.value, answer.error) == (status, error)
+        assert consent in str(answer.consent)
+        assert server.requests["/good/trained"] == 0  # robots.txt says it before the image is asked for
+        lenient = fetch(CONFIG, server.url(path))
+        assert lenient.status == DownloadStatus.success
+        assert "tdmrep" not in str(lenient.consent)
+
+
+def test_an_answer_that_is_too_slow_is_given_up(server):
+    config = replace(CONFIG, min_bytes_per_s=20_000.0, read_timeout_s=1.0, total_timeout_s=60.0)
+    answer = fetch(config, server.url("/trickle"))
+    assert (answer.status.value, answer.error) == ("timeout", "slower than 20000 bytes a second")
+    assert answer.retryable
+
+
+def test_a_url_has_a_deadline_for_all_its_requests(server):
+    config = replace(CONFIG, retries=50, task_timeout_s=1.5, first_byte_timeout_s=0.4, backoff_s=0.01)
+    before = server.requests["/stall"]
+    answer = fetch(config, server.url("/stall"))
+    assert answer.status == DownloadStatus.timeout
+    assert 2 <= server.requests["/stall"] - before <= 6
+
+
+def test_large_bodies_wait_for_a_place_and_all_arrive():
+    """Forty bodies of two megabytes, of which sixteen may be in memory."""
+    with HostileServer() as server:
+        body = bytes(2_000_000)
+        server.files |= {f"/large/{number}": response(200, body) for number in range(40)}
+        config = replace(CONFIG, max_bytes=3_000_000, read_timeout_s=30.0, total_timeout_s=60.0)
+        answers = fetch_all(config, *(server.url(f"/large/{number}") for number in range(40)))
+        assert all(answer.result == body for answer in answers)
+
+
+def test_kept_alive_connections_are_used_again():
+    with HostileServer() as server:
+        config = replace(CONFIG, per_host_connections=2)
+        fetch_all(config, *(server.url(f"/good?{number}") for number in range(30)))
+        assert server.requests.total() == 31
+        assert server.connections <= 4
 
 
 def test_every_hop_asks_its_own_robots():
@@ -322,35 +393,69 @@ def test_every_hop_asks_its_own_robots():
         assert second.requests == {"/robots.txt": 1}
 
 
-def test_tls_faults(tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    options = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    command = ["openssl", "req", *options.split(), "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+CERTIFICATES = {  # name -> (subject's address, days that it is valid)
+    "good": ("127.0.0.1", 2),
+    "other_host": ("127.0.0.9", 2),
+    "expired": ("127.0.0.1", -1),
+}
 
-    async def plain(reader, writer):
-        writer.write(b"HTTP/1.1 400 this port speaks no TLS\r\n\r\n")
+
+def make_certificates(folder) -> None:
+    """Certificates of `CERTIFICATES`, signed by folder/authority.pem, and one that signs itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make certificates")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
+
+    openssl("req", "-x509", *curve, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "authority.pem",
+            "-days", "2", "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
+    openssl("req", "-x509", *curve, "-subj", "/CN=x", "-keyout", "self.key", "-out", "self.pem", "-days", "2",
+            "-addext", "subjectAltName=IP:127.0.0.1")  # fmt: skip
+    for name, (address, days) in CERTIFICATES.items():
+        (folder / "names").write_text(f"subjectAltName=IP:{address}\n")
+        openssl("req", *curve, "-subj", "/CN=x", "-keyout", f"{name}.key", "-out", "request")
+        openssl("x509", "-req", "-in", "request", "-CA", "authority.pem", "-CAkey", "ca.key", "-CAcreateserial",
+                "-days", str(days), "-extfile", "names", "-out", f"{name}.pem")  # fmt: skip
+
+
+def test_tls_faults(tmp_path, monkeypatch):
+    make_certificates(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+
+    async def answer(reader, writer):
+        with contextlib.suppress(OSError):
+            await reader.read(10)
+            writer.write(response(200, GOOD_JPEG))
+            await writer.drain()
         writer.close()
 
     async def main():
-        fetcher = Fetcher(CONFIG)
-        secure_server = await asyncio.start_server(plain, "127.0.0.1", 0, ssl=context)
-        plain_server = await asyncio.start_server(plain, "127.0.0.1", 0)
-        ports = [server.sockets[0].getsockname()[1] for server in (secure_server, plain_server)]
+        fetcher = Fetcher(replace(CONFIG, policy=replace(POLICY, robots=False)))
+        servers, answers = [], {}
         try:
-            return [await fetcher.fetch(f"https://127.0.0.1:{port}/x", keep) for port in ports]
+            for name in ("good", "self", "other_host", "expired", "no_tls"):
+                context = None
+                if name != "no_tls":
+                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                    context.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+                servers.append(await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context))
+                port = servers[-1].sockets[0].getsockname()[1]
+                answers[name] = await fetcher.fetch(f"https://127.0.0.1:{port}/x", keep)
+            return answers
         finally:
             await fetcher.close()
-            secure_server.close()
-            plain_server.close()
+            for server in servers:
+                server.close()
 
-    self_signed, no_tls = asyncio.run(main())
-    assert self_signed.status == no_tls.status == DownloadStatus.tls_error
-    assert "self" in str(self_signed.error)
+    answers = asyncio.run(main())
+    assert answers.pop("good").result == GOOD_JPEG
+    assert {answer.status for answer in answers.values()} == {DownloadStatus.tls_error}
+    assert "self-signed certificate" in str(answers["self"].error)
+    assert "127.0.0.1" in str(answers["other_host"].error)
+    assert "expired" in str(answers["expired"].error)
+    assert not any(answer.retryable for answer in answers.values())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, features
 from sample_images import SVG, animated_gif, image_file, pixels, png_bomb, png_chunk
 
 from crawl2clip.errors import ConfigError
-from data_pipeline.image_config import PIXEL_LIMIT, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.image_config import PIXEL_LIMIT, Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
 from data_pipeline.image_headers import Header, read_header, sniff
 from data_pipeline.image_metadata import CannotStrip, strip_metadata
 from data_pipeline.images import Processed, perceptual_hash, process_image
@@ -23,6 +23,7 @@ CONFIG = ImageConfig(
     size=256,
     only_if_bigger=False,
     upscaling=Upscaling.lanczos,
+    decoding=Decoding.exact,
     format=StoredFormat.keep,
     quality=95,
     min_size=0,
@@ -468,3 +469,105 @@ def test_settings_are_checked(change, words):
     with pytest.raises(ConfigError) as raised:
         replace(CONFIG, **change)
     assert words in str(raised.value)
+
+
+# Decoding at a scale
+
+
+SCALED = replace(
+    CONFIG, resize_mode=ResizeMode.keep_ratio, size=100, only_if_bigger=True, format=StoredFormat.png
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "mode"),
+    [
+        (640, 480, ResizeMode.keep_ratio),
+        (481, 640, ResizeMode.keep_ratio),
+        (3001, 1999, ResizeMode.center_crop),
+        (999, 333, ResizeMode.keep_ratio_largest),
+        (700, 701, ResizeMode.border),
+        (90, 80, ResizeMode.keep_ratio),
+        (800, 800, ResizeMode.keep_ratio),
+        (640, 480, ResizeMode.no),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_decoding_at_a_scale_gives_the_size_of_an_exact_one_and_nearly_its_pixels(
+    width, height, mode, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = image_file(width, height, quality=92, exif=exif)
+    config = replace(SCALED, resize_mode=mode)
+    exact, scaled = (
+        process(body, replace(config, decoding=decoding)) for decoding in (Decoding.exact, Decoding.scaled)
+    )
+    same = (
+        "status",
+        "md5",
+        "sha256",
+        "original_width",
+        "original_height",
+        "width",
+        "height",
+        "extension",
+        "format",
+    )
+    assert [getattr(scaled, name) for name in same] == [getattr(exact, name) for name in same]
+    one, other = (
+        np.asarray(Image.open(BytesIO(found.data)).convert("RGB"), np.int16) for found in (exact, scaled)
+    )
+    assert np.abs(one - other).mean() < 3
+    differing = (int(exact.phash, 16) ^ int(scaled.phash, 16)).bit_count()
+    assert differing <= 6
+
+
+def test_decoding_at_a_scale_changes_nothing_where_nothing_is_shrunk():
+    for body in (image_file(90, 80), image_file(90, 80, "PNG"), image_file(640, 480, "PNG")):
+        exact, scaled = (process(body, replace(SCALED, decoding=decoding)) for decoding in Decoding)
+        assert exact == scaled
+
+
+def test_exact_means_the_pixels_of_opencv():
+    body = image_file(640, 480, quality=90)
+    size = (round(640 * 100 / 480), 100)
+    expected = cv2.resize(cv2.imdecode(np.frombuffer(body, np.uint8), 1), size, interpolation=cv2.INTER_AREA)
+    assert (stored(body, SCALED) == expected[..., ::-1]).all()
+
+
+# HEIC
+
+
+def heic(width: int, height: int, **options) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif; install the heic extra")
+    file = BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels(width, height))).save(file, quality=95, **options)
+    return file.getvalue()
+
+
+def test_heic_is_decoded_where_its_decoder_is_installed(monkeypatch):
+    body = heic(64, 48)
+    processed = process(body)
+    assert (processed.status.value, processed.format, processed.extension) == ("success", "heic", "jpg")
+    assert (processed.original_width, processed.original_height) == (64, 48)
+    assert np.abs(stored(body).astype(int) - pixels(64, 48)).mean() < 8
+    assert process(body, replace(CONFIG, max_pixels=1000)).status.value == "too_many_pixels"
+    assert process(body[:-200]).status.value == "undecodable"
+    assert process(body[:40]).status.value == "undecodable"
+    monkeypatch.setattr("data_pipeline.image_headers.heic_is_installed", lambda: False)
+    assert process(body).status.value == "unsupported_type"
+
+
+def test_boxes_are_blurred_before_the_image_is_made_smaller():
+    body = image_file(400, 300)
+    config = replace(SCALED, decoding=Decoding.exact)
+    plain = process_image(body, config, min_bytes=0)
+    blurred = process_image(body, config, min_bytes=0, blurred=[[0.2, 0.2, 0.6, 0.6]])
+    assert (blurred.sha256, blurred.width, blurred.height) == (plain.sha256, plain.width, plain.height)
+    one, other = (np.asarray(Image.open(BytesIO(found.data)), np.int16) for found in (plain, blurred))
+    changed = (one != other).any(axis=2)
+    assert changed[25:55, 30:75].mean() > 0.5
+    assert not changed[80:].any()
+    kept = process_image(body, CONFIG, min_bytes=0, blurred=[[0.2, 0.2, 0.6, 0.6]])
+    assert kept.data != process(body).data  # the original's coded data would show the face

@@ -102,7 +102,7 @@ def test_the_columns_of_published_lists(names, url, text):
 
 
 def test_more_columns_that_are_read(tmp_path):
-    assert columns_by_name(["url", "text", "PAGE_URL", "License"], NONE, "x") == (0, 1, 2, 3)
+    assert columns_by_name(["url", "text", "PAGE_URL", "License"], NONE, "x")[:4] == (0, 1, 2, 3)
     lines = [
         {"url": "b.jpg", "text": "a relative one", "page_url": "https://h.org/x/page"},
         {"url": "https://h.org/c.jpg", "text": "a bad page", "page_url": 7},

@@ -125,3 +125,25 @@ def test_manifest_of_something_else(tmp_path):
     (tmp_path / "manifest.json").write_text('{"stage": "download"}')
     with pytest.raises(DataError, match="not a manifest of training shards"):
         read_manifest(tmp_path)
+
+
+def test_the_writer_gives_the_bytes_of_tarfile(tmp_path):
+    samples = [
+        (f"{number:032x}", {"jpg": bytes(number * 700), "txt": f"text {number} ü".encode(), "json": b"{}"})
+        for number in range(12)
+    ]
+    samples += [("folder/ü name", {"txt": b""}), ("a/" * 40 + "long" * 10, {"jpg": b"x" * 512})]
+    with ShardWriter(tmp_path / "ours.tar") as writer:
+        for key, fields in samples:
+            writer.write(key, fields)
+    with tarfile.open(tmp_path / "theirs.tar", "w:", format=tarfile.USTAR_FORMAT) as tar:
+        for key, fields in samples:
+            for extension in sorted(fields):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size, member.mode, member.mtime = len(fields[extension]), 0o444, 0
+                tar.addfile(member, io.BytesIO(fields[extension]))
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    with ShardWriter(tmp_path / "empty.tar"):
+        pass
+    with tarfile.open(tmp_path / "empty.tar") as tar:
+        assert list(tar) == []
