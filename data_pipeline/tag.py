@@ -19,7 +19,7 @@ from data_pipeline.clip_models import ClipModelConfig, clip_columns
 from data_pipeline.language import LanguageDetector, require_detector
 from data_pipeline.language_tagger import LANGUAGE_COLUMNS, LanguageStage
 from data_pipeline.stage import Stage
-from data_pipeline.taggers import watermark
+from data_pipeline.taggers import image_cluster, imagenet_text, metaclip, text, watermark, zero_shot
 from data_pipeline.taggers.contamination import CONTAMINATION_COLUMNS, ContaminationConfig
 from data_pipeline.taggers.duplicates import DUPLICATES_COLUMNS, DuplicatesConfig
 from data_pipeline.taggers.heads import (
@@ -30,12 +30,12 @@ from data_pipeline.taggers.heads import (
     head_columns,
     make_head_stages,
 )
-from data_pipeline.taggers.image_cluster import IMAGE_CLUSTER_COLUMNS, ImageClusterConfig
-from data_pipeline.taggers.imagenet_text import IMAGENET_TEXT_COLUMNS, ImagenetTextConfig
-from data_pipeline.taggers.metaclip import METACLIP_COLUMNS, MetaclipConfig
-from data_pipeline.taggers.text import TEXT_COLUMNS, TextConfig
-from data_pipeline.taggers.watermark import WATERMARK_COLUMNS, WatermarkConfig
-from data_pipeline.taggers.zero_shot import ZeroShotConfig, check_zero_shot, zero_shot_columns
+from data_pipeline.taggers.image_cluster import ImageClusterConfig
+from data_pipeline.taggers.imagenet_text import ImagenetTextConfig
+from data_pipeline.taggers.metaclip import MetaclipConfig
+from data_pipeline.taggers.text import TextConfig
+from data_pipeline.taggers.watermark import WatermarkConfig
+from data_pipeline.taggers.zero_shot import ZeroShotConfig
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -207,12 +207,24 @@ TAGGERS = {
     "aesthetic": _heads(HeadTagger.aesthetic),
     "unsafe": _heads(HeadTagger.unsafe),
     "head": _heads(HeadTagger.head),
-    "watermark": Tagger(watermark.make_stages, lambda c: WATERMARK_COLUMNS),
-    "zero_shot": Tagger(_not_yet, lambda c: zero_shot_columns(c.zero_shot.sets), check_zero_shot),
-    "text": Tagger(_not_yet, lambda c: TEXT_COLUMNS),
-    "imagenet_text": Tagger(_not_yet, lambda c: IMAGENET_TEXT_COLUMNS),
-    "metaclip": Tagger(_not_yet, lambda c: METACLIP_COLUMNS),
-    "image_cluster": Tagger(_not_yet, lambda c: IMAGE_CLUSTER_COLUMNS),
+    "watermark": Tagger(watermark.make_stages, lambda c: watermark.WATERMARK_COLUMNS),
+    "zero_shot": Tagger(
+        zero_shot.make_stages,
+        lambda c: zero_shot.zero_shot_columns(c.zero_shot.sets),
+        zero_shot.check_zero_shot,
+    ),
+    "text": Tagger(text.make_stages, lambda c: text.TEXT_COLUMNS),
+    "imagenet_text": Tagger(
+        imagenet_text.make_stages,
+        lambda c: imagenet_text.IMAGENET_TEXT_COLUMNS,
+        imagenet_text.check_imagenet_text,
+    ),
+    "metaclip": Tagger(metaclip.make_stages, lambda c: metaclip.METACLIP_COLUMNS, metaclip.check_metaclip),
+    "image_cluster": Tagger(
+        image_cluster.make_stages,
+        lambda c: image_cluster.IMAGE_CLUSTER_COLUMNS,
+        image_cluster.check_image_cluster,
+    ),
     "duplicates": Tagger(_not_yet, lambda c: DUPLICATES_COLUMNS),
     "contamination": Tagger(_not_yet, lambda c: CONTAMINATION_COLUMNS),
 }
