@@ -19,9 +19,18 @@ from data_pipeline.clip_models import ClipModelConfig, clip_columns
 from data_pipeline.language import LanguageDetector, require_detector
 from data_pipeline.language_tagger import LANGUAGE_COLUMNS, LanguageStage
 from data_pipeline.stage import Stage
-from data_pipeline.taggers import image_cluster, imagenet_text, metaclip, text, watermark, zero_shot
-from data_pipeline.taggers.contamination import CONTAMINATION_COLUMNS, ContaminationConfig
-from data_pipeline.taggers.duplicates import DUPLICATES_COLUMNS, DuplicatesConfig
+from data_pipeline.taggers import (
+    contamination,
+    duplicates,
+    image_cluster,
+    imagenet_text,
+    metaclip,
+    text,
+    watermark,
+    zero_shot,
+)
+from data_pipeline.taggers.contamination import ContaminationConfig
+from data_pipeline.taggers.duplicates import DuplicatesConfig
 from data_pipeline.taggers.heads import (
     HeadConfig,
     HeadTagger,
@@ -195,12 +204,6 @@ def _heads(kind: HeadTagger) -> Tagger:
     )
 
 
-def _not_yet(config: "PipelineConfig") -> list[Stage]:
-    raise ConfigError(
-        "this tagger is being built: its columns and settings are known, its stages are not here"
-    )
-
-
 TAGGERS = {
     "language": Tagger(_language_stages, lambda c: LANGUAGE_COLUMNS),
     "clip": Tagger(clip_tagger.make_stages, lambda c: clip_columns(c.models), _check_clip),
@@ -225,8 +228,14 @@ TAGGERS = {
         lambda c: image_cluster.IMAGE_CLUSTER_COLUMNS,
         image_cluster.check_image_cluster,
     ),
-    "duplicates": Tagger(_not_yet, lambda c: DUPLICATES_COLUMNS),
-    "contamination": Tagger(_not_yet, lambda c: CONTAMINATION_COLUMNS),
+    "duplicates": Tagger(
+        duplicates.make_stages, lambda c: duplicates.DUPLICATES_COLUMNS, duplicates.check_duplicates
+    ),
+    "contamination": Tagger(
+        contamination.make_stages,
+        lambda c: contamination.CONTAMINATION_COLUMNS,
+        contamination.check_contamination,
+    ),
 }
 """Every tagger there is."""
 

@@ -10,8 +10,8 @@
 A Sequential's file does not say where its ReLUs were. The published ones are known by the places of their layers; any
 other has to be given as .safetensors with the activations named. Pickles are read with weights_only, and no code of
 any file runs. In ours, the tensors `layers.N.weight` [out, in] and `layers.N.bias` stand with metadata
-`crawl2clip_head`: JSON with `relu_after` (numbers of layers), and `constant` (input columns that are set to 0); `mean`
-and `std` are tensors, if inputs are normalised first.
+`crawl2clip_head`: JSON with `relu_after` (numbers of layers), and `constant` (input columns that are set to 0);
+`mean` and `std` are tensors, if inputs are normalised first.
 """
 
 import io

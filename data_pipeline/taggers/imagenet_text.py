@@ -2,8 +2,8 @@
 
 As DataComp's code has it: a word is a run without white space; its first synset in WordNet 3.0 (nouns first, then
 verbs, adjectives, adverbs, inflected forms traced back) counts, by the offset in its file alone. So "dog," with its
-comma is no word, and a verb whose offset is a noun's of the list counts too. NLTK reads WordNet from a folder that the
-user names; nothing is fetched.
+comma is no word, and a verb whose offset is a noun's of the list counts too. NLTK reads WordNet from a folder that
+the user names; nothing is fetched.
 """
 
 import re

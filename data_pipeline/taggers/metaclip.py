@@ -1,8 +1,9 @@
 """The metaclip tagger: which entries of MetaCLIP's metadata stand in a caption.
 
-Matching as the paper's code does it (Xu et al. 2023, arXiv 2309.16671, section 3.2): an entry stands in a caption when
-it does so as whole words, case counts, and , . ; : ? ! ` are words of their own. The entries are a list in a JSON file,
-500,000 of WordNet and Wikipedia in MetaCLIP; an entry's number is its place in it. Balancing is the recipe's.
+Matching as the paper's code does it (Xu et al. 2023, arXiv 2309.16671, section 3.2): an entry stands in a caption
+when it does so as whole words, case counts, and , . ; : ? ! ` are words of their own. The entries are a list in a
+JSON file, 500,000 of WordNet and Wikipedia in MetaCLIP; an entry's number is its place in it. Balancing is the
+recipe's.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Finds which of many phrases stand in a text, all at once: an Aho-Corasick automaton (pyahocorasick).
 
-Half a million phrases take 4 s and 150 MB to load, and a core then reads 40,000 captions a second, however many phrases
-there are.
+Half a million phrases take 4 s and 150 MB to load, and a core then reads 40,000 captions a second, however many
+phrases there are.
 """
 
 from collections.abc import Iterable

@@ -3,8 +3,8 @@
 A pattern finds candidates, and where the number has check digits they decide: one in ten strings of digits passes
 Luhn's, so a card also needs a length and prefix that are issued. What is found is named by kind and never stored.
 Telephone numbers have no check digit: only forms that are hardly anything else count (a + and a country, or the North
-American groups with a bracket or two equal separators), so plain local numbers are missed. This is a tag, and no claim
-that a caption without it is free of personal data.
+American groups with a bracket or two equal separators), so plain local numbers are missed. This is a tag, and no
+claim that a caption without it is free of personal data.
 """
 
 import re

@@ -1,9 +1,9 @@
 """Reads the tensors of a TensorFlow checkpoint without TensorFlow: the `variables` of a Keras SavedModel.
 
-Two files. `variables.index` is a LevelDB table from a name to a BundleEntryProto (type, shape, offset, size, CRC-32C);
-the other holds the values one after the other. Written after the format's documentation (leveldb/doc/table_format.md,
-tensorflow/core/protobuf/tensor_bundle.proto). Only what such checkpoints of small models use is read: one data file,
-uncompressed index blocks, and the types float32, float64, int32, int64 and string.
+Two files. `variables.index` is a LevelDB table from a name to a BundleEntryProto (type, shape, offset, size,
+CRC-32C); the other holds the values one after the other. Written after the format's documentation
+(leveldb/doc/table_format.md, tensor_bundle.proto). Only what such checkpoints of small
+models use is read: one data file, uncompressed index blocks, and the types float32, float64, int32, int64 and string.
 """
 
 from collections.abc import Iterator

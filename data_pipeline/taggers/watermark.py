@@ -3,8 +3,8 @@
 timm's efficientnet_b3a at 256 x 256 (bilinear, aspect ratio not kept, ImageNet's mean and std) with a head of
 1536-625-256-2; the softmax of output 0 is the probability of a watermark, as in LAION-5B-WatermarkDetection.
 
-What may surprise: when the clip tagger starts together with it, the network runs there, on the same decoded images, and
-this tagger only makes the table. Where the clip tags are there already, it decodes the images itself.
+What may surprise: when the clip tagger starts together with it, the network runs there, on the same decoded images,
+and this tagger only makes the table. Where the clip tags are there already, it decodes the images itself.
 """
 
 from contextlib import closing

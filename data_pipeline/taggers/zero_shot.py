@@ -1,7 +1,7 @@
 """Zero-shot tags: which of some prompts an image is nearest to, as LAION-400M told unsafe images.
 
-For each set of prompts, `zero_shot_<set>` counts how many of the `top` nearest prompts are flagged ones. The set `nsfw`
-also gives the column `nsfw` in LAION's words: none flagged UNLIKELY, all of them NSFW, else UNSURE.
+For each set of prompts, `zero_shot_<set>` counts how many of the `top` nearest prompts are flagged ones. The set
+`nsfw` also gives the column `nsfw` in LAION's words: none flagged UNLIKELY, all of them NSFW, else UNSURE.
 """
 
 from collections.abc import Iterable
