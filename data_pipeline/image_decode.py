@@ -86,6 +86,23 @@ def _decode_jpeg(body: bytes, max_pixels: int, at_least: tuple[int, int]) -> tup
     return pixels, orientation, False
 
 
+def fast_dct_size(body: bytes, min_side: int) -> tuple[int, int] | None:
+    """What to give as `at_least` for a JPEG at 1/8, 1/4 or 1/2 of its size, the scales that libjpeg-turbo has fast code for.
+
+    Returns:
+        (width, height) at the smallest of them that leaves `min_side` pixels on both sides; None for its own size, or
+        when the header cannot be read, which `decode` then tells.
+    """
+    try:
+        height, width = simplejpeg.decode_jpeg_header(body, strict=False)[:2]
+    except ValueError:
+        return None
+    for factor in (8, 4, 2):
+        if min(height, width) // factor >= min_side:
+            return -(-width // factor), -(-height // factor)
+    return None
+
+
 def _jpeg_orientation(body: bytes) -> int:
     if not _has_exif(body):  # saves opening the file a second time
         return 1

@@ -3,7 +3,7 @@
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-from data_pipeline.image_decode import decode
+from data_pipeline.image_decode import decode, fast_dct_size
 from data_pipeline.image_headers import ImageRefused
 
 if TYPE_CHECKING:
@@ -20,12 +20,19 @@ def image_extension(fields: Container[str]) -> str | None:
     return next((name for name in IMAGE_FORMATS if name in fields), None)
 
 
-def decode_image(data: bytes, extension: str) -> "Image | None":
-    """A stored image in RGB, transparent parts on white; None when it does not decode."""
+def decode_image(data: bytes, extension: str, min_side: int | None = None) -> "Image | None":
+    """A stored image in RGB, transparent parts on white; None when it does not decode.
+
+    Args:
+        data: the file.
+        extension: one of IMAGE_FORMATS.
+        min_side: a JPEG may come at a DCT scale that keeps both sides at this many pixels or more; None: in full.
+    """
     from PIL import Image
 
+    at_least = None if min_side is None or extension != "jpg" else fast_dct_size(data, min_side)
     try:
-        pixels = decode(data, IMAGE_FORMATS[extension], MAX_PIXELS).pixels
+        pixels = decode(data, IMAGE_FORMATS[extension], MAX_PIXELS, at_least).pixels
     except ImageRefused:
         return None
     return Image.fromarray(pixels)

@@ -1,107 +1,25 @@
 """Tagging: columns by uid, one verdict a stored pair, and settings that cannot work refused before any work."""
 
 import io
-import json
 import sys
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tag_runs import CAPTIONS, NAME, config_of, export, png, tag, write_raw
 
 from crawl2clip.encoder import load_encoder
 from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.export import export_model
-from crawl2clip.models import ModelConfig, build_model
-from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
-from crawl2clip.shards import ShardWriter
 from data_pipeline.clip_models import ClipModelConfig
-from data_pipeline.language import LanguageDetector
-from data_pipeline.stage import make_shard
-from data_pipeline.tag import TagConfig, known_columns, make_stages, tag_columns
-
-NAME = "00000000"
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
-}
-CAPTIONS = (
-    "a photo of a cat",
-    "ein Bild von einem Hund im Garten",
-    "3.14",
-    "the red house on the hill",
-    "猫の写真です",
-)
-
-
-def export(folder, seed=0):
-    torch.manual_seed(seed)
-    config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
-    export_model(build_model(config), config, folder, provenance={})
-    return str(folder)
+from data_pipeline.tag import known_columns, make_stages
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return export(tmp_path_factory.mktemp("weights"))
-
-
-def png(seed, mode="RGB"):
-    pixels = np.random.default_rng(seed).integers(256, size=(20, 24, len(mode)), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write_raw(output, images, *, statuses=None):
-    """One raw shard with CAPTIONS; an image of None is left out of the tar. Returns the uids."""
-    raw = output / "raw"
-    raw.mkdir(parents=True)
-    uids = [uid_of(f"http://a.b/{index}", text) for index, text in enumerate(CAPTIONS)]
-    blank = {**dict.fromkeys(DOWNLOAD_SCHEMA.names), "url": "", "text_source": "alt"}
-    statuses = statuses or ["success"] * len(uids)
-    rows = [
-        {**blank, "uid": u, "text": t, "status": s} for u, t, s in zip(uids, CAPTIONS, statuses, strict=True)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, DOWNLOAD_SCHEMA), raw / f"{NAME}.parquet")
-    with ShardWriter(raw / f"{NAME}.tar") as writer:
-        for uid, image in zip(uids, images, strict=True):
-            if image is not None:
-                writer.write(uid, {"png": image, "txt": b"the parquet's text counts", "json": b"{}"})
-    (raw / f"{NAME}.stats.json").write_text("{}")
-    (raw / "manifest.json").write_text(json.dumps({"shards": [{"name": NAME}]}))
-    return uids
-
-
-def config_of(weights=None, models=(), taggers=("language", "clip"), **more):
-    settings = {
-        "language_detector": LanguageDetector.fasttext, "min_language_probability": 0.5,
-        "device": "cpu", "precision": "fp32", "image_batch_size": 2,
-    }  # fmt: skip
-    models = [ClipModelConfig(**model) for model in models]
-    return TagConfig(taggers=list(taggers), pretrained=weights, models=models, **{**settings, **more})
-
-
-def tag(output, config):
-    """Runs the taggers on the one shard; returns their tables and the clip stage's counts."""
-    tables, counts = {}, None
-    for stage in make_stages(SimpleNamespace(output_dir=str(output), tagger=config)):
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        (shard,) = stage.shards()
-        make_shard(stage, stage.setup(), shard, stage.folder / ".tmp")
-        for path in (stage.folder / ".tmp").iterdir():
-            path.rename(stage.folder / path.name)
-        tagger = stage.folder.name
-        tables[tagger] = pl.read_parquet(stage.folder / f"{NAME}.parquet")
-        counts = json.loads((stage.folder / f"{NAME}.stats.json").read_text())["counts"]
-        assert tables[tagger].columns == ["uid", *tag_columns(config)[tagger]]
-        assert dict(tables[tagger].schema) == {"uid": pl.String, **tag_columns(config)[tagger]}
-    return tables, counts
 
 
 def scores_by_hand(weights, images, captions):
@@ -131,7 +49,7 @@ def test_scores_are_the_cosine_in_float32(tmp_path, weights):
     assert table["clip_score_tiny"].equals(table["clip_score"])
     assert table["clip_model"].unique().to_list() == ["tiny"]
     assert table["clip_error"].null_count() == 5
-    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.npy")
+    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.image.tiny.npy")
     assert embeddings.dtype == np.float16
     np.testing.assert_allclose(embeddings, features.numpy(), atol=1e-3)
     assert counts == {"rows_in": 5, "rows_out": 5, "dropped": {}, "extra": {}}
@@ -144,7 +62,7 @@ def test_a_pair_without_a_usable_image_keeps_its_row_and_says_why(tmp_path, weig
     table = tables["clip"]
     assert table["clip_error"].to_list() == [None, "undecodable", "missing_image", "undecodable", None]
     assert table["clip_score"].is_null().to_list() == [False, True, True, True, False]
-    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.npy")
+    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.image.tiny.npy")
     assert np.isnan(embeddings).all(axis=1).tolist() == [False, True, True, True, False]
     assert counts["extra"] == {"no_score_missing_image": 1, "no_score_undecodable": 2}
 
@@ -235,7 +153,7 @@ def test_several_image_towers_in_one_pass(tmp_path, weights, tmp_path_factory):
     for name, path in (("first", weights), ("second", second)):
         features, expected = scores_by_hand(path, images, CAPTIONS)
         np.testing.assert_allclose(table[f"clip_score_{name}"].to_numpy(), expected.numpy(), atol=1e-6)
-        file = f"{NAME}.npy" if name == "first" else f"{NAME}.second.npy"
+        file = f"{NAME}.image.{name}.npy"
         np.testing.assert_allclose(np.load(tmp_path / "tags" / "clip" / file), features.numpy(), atol=1e-3)
     assert table["clip_score"].equals(table["clip_score_first"])
 
@@ -248,7 +166,7 @@ def test_transparent_parts_are_white(tmp_path, weights):
     Image.new("RGB", (24, 20), "white").save(white, "png")
     write_raw(tmp_path, [buffer.getvalue(), white.getvalue(), None, None, None])
     tag(tmp_path, config_of(weights, [{"name": "tiny"}], ["clip"]))
-    first, second = np.load(tmp_path / "tags" / "clip" / f"{NAME}.npy")[:2]
+    first, second = np.load(tmp_path / "tags" / "clip" / f"{NAME}.image.tiny.npy")[:2]
     assert (first == second).all()
 
 
@@ -323,7 +241,7 @@ def test_a_text_tower_of_another_width_is_refused(tmp_path, weights, sentence_tr
     [
         (
             {"taggers": ["langage"]},
-            r"unknown tagger 'langage'; did you mean 'language'\? Known: clip, language\.",
+            r"unknown tagger 'langage'; did you mean 'language'\? Known: aesthetic, clip, .*watermark, zero_shot\.",
         ),
         (
             {"taggers": ["clip", "clip"], "models": [{"name": "a"}]},
