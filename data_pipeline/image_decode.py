@@ -87,7 +87,7 @@ def _decode_jpeg(body: bytes, max_pixels: int, at_least: tuple[int, int]) -> tup
 
 
 def fast_dct_size(body: bytes, min_side: int) -> tuple[int, int] | None:
-    """What to give as `at_least` for a JPEG at 1/8, 1/4 or 1/2 of its size, the scales that libjpeg-turbo has fast code for.
+    """`at_least` for a JPEG at 1/8, 1/4 or 1/2 of its size, the scales that libjpeg-turbo has fast code for.
 
     Returns:
         (width, height) at the smallest of them that leaves `min_side` pixels on both sides; None for its own size, or
