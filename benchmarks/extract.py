@@ -4,9 +4,10 @@
 
 The file is made by extract_crawl.py in Common Crawl's layout (10,000 pages: 75 MB gzipped) and kept in
 runs/benchmarks/extract. What is measured runs in processes of its own, in turn; medians. `ours` is the whole extract
-stage on one file: parse, join addresses, clean, hash, write parquet; `python` is the same without compiled code;
-cc2dataset's `process_wat` neither cleans nor writes, and `pairs` is ours without writing: its rows as objects. Cleaning and language detection are timed apart as well. spark=1 also runs cc2dataset's way through Spark, once;
-it needs Java, and pyspark is a large download.
+stage on one file: parse, join addresses, clean, hash, write parquet; `python` is the same without compiled code.
+cc2dataset's `process_wat` neither cleans nor writes, and `pairs` is ours without writing: its rows as objects. Cleaning
+and language detection are timed apart as well. spark=1 also runs cc2dataset's way through Spark, once; it needs Java,
+and pyspark is a large download.
 """
 
 import json

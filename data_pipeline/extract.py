@@ -5,6 +5,7 @@ for one reason of `DROP_REASONS`. What is lost before links can be seen, such as
 counted beside the rows, under the reasons of `records.RecordFault`.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -44,6 +45,7 @@ from data_pipeline.wat_scanner import WatScanner
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
+_LOG = logging.getLogger(__name__)
 _ROWS_A_BATCH = 50_000  # candidates held in memory before they are written
 _BYTES_A_BATCH = 32_000_000  # of their addresses and texts
 _LINKS_AT_ONCE = (
@@ -142,6 +144,10 @@ def make_stage(config: "PipelineConfig") -> ExtractStage:
         ConfigError: the source names no files.
     """
     validate_source(config.source)
+    _LOG.info(
+        "extract: %s",
+        "compiled" if native.load() else "in Python; python -m data_pipeline.native makes it faster",
+    )
     output_dir = Path(config.output_dir)
     settings = asdict(config.extract)
     settings["form"] = config.source.form.value if config.source.form is not None else None

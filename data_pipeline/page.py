@@ -49,15 +49,15 @@ class PackedImages(Sequence[ImageLink]):
         data: address and text of each link as UTF-8, each followed by a NUL; none of them holds one.
         text_sources: for each link, where its text comes from, as its place in `TEXT_SOURCES`; empty when it is alt
             for all of them.
-        count: how many there are.
+        num_links: how many there are.
     """
 
     data: bytes
     text_sources: bytes
-    count: int
+    num_links: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_links
 
     @overload
     def __getitem__(self, index: int) -> ImageLink: ...
@@ -72,7 +72,7 @@ class PackedImages(Sequence[ImageLink]):
     def unpack(self) -> list[ImageLink]:
         """The same as objects."""
         strings = self.data.decode().split("\0")
-        sources = [TEXT_SOURCES[place] for place in self.text_sources] or ["alt"] * self.count
+        sources = [TEXT_SOURCES[place] for place in self.text_sources] or ["alt"] * self.num_links
         return list(map(ImageLink, strings[:-1:2], strings[1::2], sources))
 
 

@@ -63,8 +63,8 @@ class WatScanner:
         )
         if metas.shared and (shared := shared_image(metas.shared, title, self._wanted)) is not None:
             data = b"%s%s\0%s\0" % (images.data, shared.url.encode(), shared.text.encode())
-            sources = (images.text_sources or bytes(images.count)) + _SHARED
-            images = PackedImages(data, sources, images.count + 1)
+            sources = (images.text_sources or bytes(images.num_links)) + _SHARED
+            images = PackedImages(data, sources, images.num_links + 1)
         return Page(
             url,
             date or None,
