@@ -4,9 +4,10 @@
 
 The file is made by extract_crawl.py in Common Crawl's layout (10,000 pages: 75 MB gzipped) and kept in
 runs/benchmarks/extract. What is measured runs in processes of its own, in turn; medians. `ours` is the whole extract
-stage on one file: parse, join addresses, clean, hash, write parquet; cc2dataset's `process_wat` neither cleans nor
-writes. Cleaning and language detection are timed apart as well. spark=1 also runs cc2dataset's way through Spark, once;
-it needs Java, and pyspark is a large download.
+stage on one file: parse, join addresses, clean, hash, write parquet; `python` is the same without compiled code.
+cc2dataset's `process_wat` neither cleans nor writes, and `pairs` is ours without writing: its rows as objects. Cleaning
+and language detection are timed apart as well. spark=1 also runs cc2dataset's way through Spark, once; it needs Java,
+and pyspark is a large download.
 """
 
 import json
@@ -22,6 +23,8 @@ FOLDER = ROOT / "runs" / "benchmarks"
 
 from extract_crawl import write_wat  # noqa: E402 (it lies beside this file)
 
+from data_pipeline import native  # noqa: E402
+
 PEER = "cc2dataset==1.5.0"
 PEER_NEEDS = ("pysimdjson", "fastwarc", "fsspec", "loguru")  # of its function; all else is for Spark and S3
 TIMES_PEER, TIMES_SPARK, TIMES_FLOOR, MAX_MEMORY_MB = 2.2, 20, 2.5, 300
@@ -36,13 +39,16 @@ def main(words: list[str]) -> None:
     for n, path in enumerate((wat, twice), 1):
         write_wat(path, settings["pages"] * n)
     peer = prepare_peer(FOLDER / "cc2dataset", spark=bool(settings["spark"])) if settings["peer"] else None
+    native.build()
     size_mb = wat.stat().st_size / 1e6
     print(f"{settings['pages']} pages, {size_mb:.1f} MB gzip, {settings['repeats']} repeats")
 
     runs = {
         "floor": [sys.executable, script("extract_once.py"), "floor", wat],
         "ours": [sys.executable, script("extract_once.py"), "ours", wat, folder / "ours.parquet"],
+        "python": [sys.executable, script("extract_once.py"), "python", wat, folder / "python.parquet"],
         "peer": [peer, script("cc2dataset_peer.py"), "function", wat],
+        "pairs": [sys.executable, script("extract_once.py"), "pairs", wat],
         "cleaning": [sys.executable, script("extract_once.py"), "cleaning", wat],
         "language": [sys.executable, script("extract_once.py"), "language", wat],
         "ours_twice": [sys.executable, script("extract_once.py"), "ours", twice, folder / "ours.parquet"],
@@ -68,6 +74,9 @@ def main(words: list[str]) -> None:
     floor, ours = middle(told["floor"]), middle(told["ours"])
     if peer is not None:
         theirs = middle(told["peer"])
+        pairs, python = middle(told["pairs"]), middle(told["python"])
+        print(f"without compiled code {python:.2f} s: {theirs / python:.2f} times cc2dataset")
+        result("extract_pairs_cpu_s", pairs, peer=theirs, floor=floor, target=theirs / TIMES_PEER)
         print(f"ours {ours:.2f} s: {theirs / ours:.2f} times cc2dataset, {ours / floor:.1f} times the floor")
         result("extract_cpu_s", ours, peer=theirs, floor=floor, target=theirs / TIMES_PEER)
     result("extract_floor_cpu_s", ours, floor=floor, target=TIMES_FLOOR * floor)
@@ -88,7 +97,11 @@ def compare_rows(wat: Path, peer: Path, folder: Path) -> None:
     """
     from extract_rows import compare
 
-    run([sys.executable, script("extract_once.py"), "ours", wat, folder / "ours.parquet", "1"])
+    once = [sys.executable, script("extract_once.py")]
+    run([*once, "python", wat, folder / "python.parquet", "1"])
+    run([*once, "ours", wat, folder / "ours.parquet", "1"])
+    if (folder / "python.parquet").read_bytes() != (folder / "ours.parquet").read_bytes():
+        raise SystemExit("compiled code gives other rows than Python")
     run([peer, script("cc2dataset_peer.py"), "rows", wat, folder / "peer.jsonl"])
     found = compare(folder / "ours.parquet", folder / "peer.jsonl")
     print("rows: " + ", ".join(f"{count} {explanation}" for explanation, count in found.most_common()))

@@ -1,6 +1,9 @@
 """One measured thing on one WAT, in a process of its own; for benchmarks/extract.py.
 
     python extract_once.py ours WAT TARGET [min_text_length]   the extract stage's work: parquet written
+    python extract_once.py python WAT TARGET                   the same without compiled code
+    python extract_once.py pairs WAT                           what cc2dataset's function gives: uid, url, text, page of
+                                                               each row as objects; nothing is written
     python extract_once.py floor WAT                           decompression alone, by the fastest library here
     python extract_once.py cleaning WAT                        clean_text over the texts of all image links
     python extract_once.py language WAT                        the default language detector over the same texts
@@ -8,6 +11,7 @@
 Prints the CPU seconds as JSON; start and imports are not in them.
 """
 
+import io
 import json
 import sys
 import tempfile
@@ -18,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data_pipeline import native
 from data_pipeline.extract import CandidateWriter, ExtractConfig, read_pages
 from data_pipeline.sources import CrawlForm
 from data_pipeline.stage import Counts
@@ -42,6 +47,19 @@ def extract(wat: Path, target: Path, min_text_length: int) -> Counts:
         for page, offset in read_pages(wat, CrawlForm.wat, settings, writer.counts):
             writer.add(page, offset)
     return writer.counts
+
+
+def make_pairs(wat: Path) -> int:
+    """The rows as Python objects, and how many there are."""
+    settings, rows = config(1), 0
+    writer = CandidateWriter(io.BytesIO(), wat.name, settings)  # pyright: ignore[reportArgumentType]
+    for page, _ in read_pages(wat, CrawlForm.wat, settings, writer.counts):
+        writer.add(page, 0)
+        columns = writer._pairs.columns()
+        found = zip(*(columns[name].to_pylist() for name in ("uid", "url", "text")), strict=True)
+        rows += len([(*pair, page.url) for pair in found])
+        writer._columns.clear()
+    return rows
 
 
 def warm_up() -> None:
@@ -92,7 +110,13 @@ def main(mode: str, wat: Path, rest: list[str]) -> dict[str, object]:
     """Does it once and says what it took."""
     told: dict[str, object] = {}
     warm_up()
-    if mode == "ours":
+    if mode == "python":
+        native.load = lambda: None
+        mode = "ours"
+    if mode == "pairs":
+        started = time.process_time()
+        told["rows"] = make_pairs(wat)
+    elif mode == "ours":
         started = time.process_time()
         counts = extract(wat, Path(rest[0]), int(rest[1]) if len(rest) > 1 else 5)
         told = {"rows": counts.rows_out, "dropped": dict(counts.dropped)}

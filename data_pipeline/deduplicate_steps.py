@@ -135,9 +135,8 @@ class RunsStage(Stage):
                 table, keys = table.filter(kinds < 0), keys[kinds < 0]
             tables.append(with_keys(table, keys, by))
         whole = joined(tables)
-        rows = first_of_each(whole, *_keys(whole))
+        rows = _without_duplicates(whole, counts)
         write_run(whole, rows, temporary / f"{shard.name}.arrow", context.num_ranges)
-        _drop(counts, DropReason.duplicate, whole.num_rows - len(rows))
         counts.rows_out = len(rows)
         return counts
 
@@ -196,10 +195,9 @@ class RangesStage(Stage):
         """Makes the download shards of one range: `NAME.PPP.parquet`, piece P."""
         index, num_ranges = map(int, shard.name.split("-"))
         table = read_range([path for path in shard.inputs if path.endswith(".arrow")], index, num_ranges)
-        high, low = _keys(table)
         counts = Counts(rows_in=table.num_rows)
-        rows = first_of_each(table, high, low)
-        _drop(counts, DropReason.duplicate, table.num_rows - len(rows))
+        rows = _without_duplicates(table, counts)
+        high, low = _keys(table)
         new = np.ones(len(rows), bool)
         kept = np.stack([high[rows], low[rows]])
         for path in shard.inputs:
@@ -265,6 +263,13 @@ def _num_ranges(candidates: Path, settings: dict[str, Any]) -> int:
 def _keys(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Both halves of the keys of a table of runs."""
     return table.column("high").to_numpy(), table.column("low").to_numpy()
+
+
+def _without_duplicates(table: pa.Table, counts: Counts) -> np.ndarray:
+    """Indices of the rows that stay, one for each key, in the order of the keys; the others are counted."""
+    rows = first_of_each(table, *_keys(table))
+    _drop(counts, DropReason.duplicate, table.num_rows - len(rows))
+    return rows
 
 
 def _piece_name(range_name: str, piece: int) -> str:

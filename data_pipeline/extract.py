@@ -5,7 +5,8 @@ for one reason of `DROP_REASONS`. What is lost before links can be seen, such as
 counted beside the rows, under the reasons of `records.RecordFault`.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
@@ -18,7 +19,8 @@ from omegaconf import MISSING
 from crawl2clip.errors import ConfigError, unknown_name
 from crawl2clip.schema import CANDIDATE_SCHEMA
 from data_pipeline import native
-from data_pipeline.candidate_columns import CandidateColumns, Candidates, OfPage
+from data_pipeline.candidate_columns import CandidateColumns, OfPage, PairLists
+from data_pipeline.packed_pairs import PackedPairs
 from data_pipeline.page import TEXT_SOURCES, ImageLink, PackedImages, Page, language_tag
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
@@ -38,13 +40,14 @@ from data_pipeline.text import clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import read_warc_page
 from data_pipeline.wat import may_have_images, read_wat_page
-from data_pipeline.wat_native import RowMaker, WatScanner
+from data_pipeline.wat_scanner import WatScanner
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
+_LOG = logging.getLogger(__name__)
 _ROWS_A_BATCH = 50_000  # candidates held in memory before they are written
-_CHARACTERS_A_BATCH = 32_000_000  # of their addresses and texts
+_BYTES_A_BATCH = 32_000_000  # of their addresses and texts
 _LINKS_AT_ONCE = (
     10_000  # of a page: a million short relative addresses may become a million long absolute ones
 )
@@ -141,6 +144,10 @@ def make_stage(config: "PipelineConfig") -> ExtractStage:
         ConfigError: the source names no files.
     """
     validate_source(config.source)
+    _LOG.info(
+        "extract: %s",
+        "compiled" if native.load() else "in Python; python -m data_pipeline.native makes it faster",
+    )
     output_dir = Path(config.output_dir)
     settings = asdict(config.extract)
     settings["form"] = config.source.form.value if config.source.form is not None else None
@@ -174,7 +181,7 @@ def read_pages(
     read_wat = _wat_reader(wanted)
     for record, payload in records:
         if is_wat:
-            page = read_wat(payload) if may_have_images(payload) else None
+            page = read_wat(payload)
         else:
             page = read_warc_page(record, payload, wanted)
         if isinstance(page, RecordFault):
@@ -184,18 +191,27 @@ def read_pages(
             yield page, record.stream_pos
 
 
-def _wat_reader(wanted: frozenset[str]) -> Callable[[bytes], Page | RecordFault]:
-    """`read_wat_page`, helped by the compiled scanner where there is one."""
+def _wat_reader(wanted: frozenset[str]) -> Callable[[bytes], Page | RecordFault | None]:
+    """What reads a WAT record: `read_wat_page` for those that may have images, None for all others.
+
+    Where there is a compiled scanner it reads what it can, and faster than Python finds that there may be images.
+    """
+
+    def read(payload: bytes) -> Page | RecordFault | None:
+        return read_wat_page(payload, wanted) if may_have_images(payload) else None
+
     library = native.load()
     if library is None or "alt" not in wanted:
-        return partial(read_wat_page, wanted=wanted)
+        return read
     scan = WatScanner(library, wanted).read
 
-    def read(payload: bytes) -> Page | RecordFault:
+    def scan_or_read(payload: bytes) -> Page | RecordFault | None:
         page = scan(payload)
-        return page if page is not None else read_wat_page(payload, wanted)
+        if page is None:
+            return read(payload)
+        return page if page.images or page.textless_links or may_have_images(payload) else None
 
-    return read
+    return scan_or_read
 
 
 class CandidateWriter:
@@ -213,10 +229,10 @@ class CandidateWriter:
             compression="zstd",
             use_dictionary=_REPEATED_COLUMNS,  # pyright: ignore[reportArgumentType] (a list of names may stand here)
         )
-        self._columns = CandidateColumns(crawl_file)
         library = native.load()
         lengths = config.min_text_length, config.max_text_length, config.max_url_length
-        self._row_maker = RowMaker(library, *lengths) if library is not None else None
+        self._pairs = PackedPairs(library, *lengths) if library is not None else PairLists()
+        self._columns = CandidateColumns(crawl_file, self._pairs)
 
     def __enter__(self) -> "CandidateWriter":
         return self
@@ -252,52 +268,38 @@ class CandidateWriter:
             clean_text(page.date) if page.date else None,
         )
         if isinstance(page.images, PackedImages):
-            self._add_candidates(of_page, self._unpacked_candidates(page.images, base))
+            self._add_packed(page.images, base)
+            self._end_page(of_page)
         else:
             for start in range(0, len(page.images), _LINKS_AT_ONCE):
-                links = page.images[start : start + _LINKS_AT_ONCE]
-                self._add_candidates(of_page, self._candidates(links, base))
+                self._add_links(page.images[start : start + _LINKS_AT_ONCE], base)
+                self._end_page(of_page)
 
-    def _add_candidates(self, page: OfPage, candidates: Candidates) -> None:
-        if candidates.urls:
-            self._columns.add(page, candidates)
-        if len(self._columns) >= _ROWS_A_BATCH or self._columns.num_characters >= _CHARACTERS_A_BATCH:
+    def _end_page(self, page: OfPage) -> None:
+        self._columns.end_page(page)
+        if len(self._pairs) >= _ROWS_A_BATCH or self._pairs.size_bytes >= _BYTES_A_BATCH:
             self._flush()
 
-    def _candidates(self, images: list[ImageLink], base: PageBase) -> Candidates:
-        """What image links give; the others are counted as dropped."""
-        found = urls, texts, text_sources, hints = Candidates([], [], [], [])
+    def _add_links(self, images: Sequence[ImageLink], base: PageBase) -> None:
+        """Adds what image links give; the others are counted as dropped."""
         for address, text, text_source, width_hint, height_hint in images:
-            pair = self._pair(address, text, base)
+            pair = self._pair(base, address, text)
             if pair is None:
                 continue
+            self._pairs.append(*pair, text_source)
             if width_hint is not None or height_hint is not None:
-                hints.append((len(urls), width_hint, height_hint))
-            urls.append(pair[0])
-            texts.append(pair[1])
-            text_sources.append(text_source)
-        return found
+                self._columns.hint(width_hint, height_hint)
 
-    def _unpacked_candidates(self, images: PackedImages, base: PageBase) -> Candidates:
+    def _add_packed(self, images: PackedImages, base: PageBase) -> None:
         """The same by compiled code, and link by link where that does not know what to do."""
-        assert self._row_maker is not None, "links are packed by compiled code"
-        made = self._row_maker.make(images, base)
-        dropped = self.counts.dropped
-        for reason, number in (
-            (TextFault.text_too_short, made.num_too_short),
-            (UrlFault.data_url, made.num_data_urls),
-        ):
-            if number:
-                dropped[reason.value] += number
-        for place in reversed(made.unfinished):
-            pair = self._pair(made.urls[place], made.texts[place], base)
-            if pair is not None:
-                made.urls[place], made.texts[place] = pair
-            else:
-                del made.urls[place], made.texts[place], made.text_sources[place]
-        return Candidates(made.urls, made.texts, made.text_sources, [])
+        assert isinstance(self._pairs, PackedPairs), "links are packed by compiled code"
+        too_short, data_urls = self._pairs.extend(images, base, partial(self._pair, base))
+        if too_short:
+            self.counts.dropped[TextFault.text_too_short.value] += too_short
+        if data_urls:
+            self.counts.dropped[UrlFault.data_url.value] += data_urls
 
-    def _pair(self, address: str, text: str, base: PageBase) -> tuple[str, str] | None:
+    def _pair(self, base: PageBase, address: str, text: str) -> tuple[str, str] | None:
         """The (url, text) pair of an image link; None if it is dropped, which is counted."""
         config, dropped = self.config, self.counts.dropped
         text = clean_text(text)

@@ -1,9 +1,9 @@
 """What both readers, WAT and WARC, see in one page: its image links and what holds for all of them."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from data_pipeline.consent import parse_x_robots_tag
 from data_pipeline.text import clean_text
@@ -42,27 +42,37 @@ class ImageLink(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class PackedImages:
-    """Image links as compiled code hands them on: no objects, but one string of bytes.
+class PackedImages(Sequence[ImageLink]):
+    """Image links as compiled code hands them on: no objects, but one string of bytes. Objects are made when asked for.
 
     Attributes:
         data: address and text of each link as UTF-8, each followed by a NUL; none of them holds one.
         text_sources: for each link, where its text comes from, as its place in `TEXT_SOURCES`; empty when it is alt
             for all of them.
-        count: how many there are.
+        num_links: how many there are.
     """
 
     data: bytes
     text_sources: bytes
-    count: int
+    num_links: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_links
+
+    @overload
+    def __getitem__(self, index: int) -> ImageLink: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageLink]: ...
+    def __getitem__(self, index: int | slice) -> ImageLink | list[ImageLink]:
+        return self.unpack()[index]
+
+    def __iter__(self) -> Iterator[ImageLink]:
+        return iter(self.unpack())
 
     def unpack(self) -> list[ImageLink]:
         """The same as objects."""
         strings = self.data.decode().split("\0")
-        sources = [TEXT_SOURCES[place] for place in self.text_sources] or ["alt"] * self.count
+        sources = [TEXT_SOURCES[place] for place in self.text_sources] or ["alt"] * self.num_links
         return list(map(ImageLink, strings[:-1:2], strings[1::2], sources))
 
 
@@ -88,7 +98,7 @@ class Page:
     language: str | None = None
     license: str | None = None
     opted_out: bool = False
-    images: list[ImageLink] | PackedImages = field(default_factory=list)
+    images: Sequence[ImageLink] = field(default_factory=list)
     textless_links: int = 0
     bad_links: int = 0
 

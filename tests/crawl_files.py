@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from unittest import mock
 
 from crawl2clip.errors import ConfigError
@@ -91,6 +92,7 @@ def extract(path, tmp_path, **changes):
     return pq.read_table(output).to_pylist(), writer.counts
 
 
+@cache
 def compiled_library():
     """The compiled part of extraction, built where it is not; None without a C compiler."""
     try:

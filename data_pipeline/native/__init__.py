@@ -22,6 +22,16 @@ _FOLDER = Path(__file__).parent
 _FLAGS = ("-std=c11", "-O3", "-fPIC", "-shared")
 
 
+class Buffer(ctypes.Structure):
+    """Bytes that grow: `buffer` in buffer.h."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("capacity", ctypes.c_size_t)]
+
+    def read(self) -> bytes:
+        """What is in it now."""
+        return ctypes.string_at(self.data, self.size) if self.size else b""
+
+
 def library_path(folder: Path = _FOLDER / "build") -> Path:
     """Where the library of these sources is, or would be."""
     digest = hashlib.sha256()

@@ -2,8 +2,11 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
-from crawl_files import DATE, PAGE, extract, image, member, wat_record, wat_value
+from crawl_files import DATE, PAGE, extract, extract_both_ways, image, member, wat_record, wat_value
+
+from data_pipeline import extract as extract_module
 
 GOOD = wat_value([image("good.jpg", "A good picture")])
 
@@ -173,3 +176,18 @@ def test_long_texts_are_cut_and_counted(tmp_path):
 def test_records_without_images_are_not_even_decoded(tmp_path):
     _, counts = run(tmp_path, b"not json at all", wat_value([{"path": "A@/href", "url": "x"}]))
     assert counts.extra == {}
+
+
+def test_a_page_of_many_long_addresses_is_written_in_parts(tmp_path, monkeypatch):
+    """A short relative address becomes as long as its page's: a record of 50 MB could become gigabytes."""
+    monkeypatch.setattr(extract_module, "_LINKS_AT_ONCE", 100)
+    monkeypatch.setattr(extract_module, "_BYTES_A_BATCH", 200_000)
+    url = f"https://example.org/{'x' * 1900}/"
+    path = tmp_path / "x.warc.wat.gz"
+    path.write_bytes(
+        member(wat_record(wat_value([image(f"{n}", "A text") for n in range(1000)] * 11, url=url)))
+    )
+    rows, counts = extract_both_ways(path, tmp_path)
+    assert len(rows) == counts.rows_out == 11_000
+    assert rows[1234]["url"] == f"{url}234"
+    assert pq.ParquetFile(tmp_path / "candidates.parquet").num_row_groups == 110

@@ -19,11 +19,12 @@ from wat_forms import records, write
 
 from crawl2clip.errors import ConfigError
 from data_pipeline import native
+from data_pipeline.candidate_columns import PairLists
 from data_pipeline.extract import CandidateWriter
 from data_pipeline.page import TEXT_SOURCES, PackedImages, Page
 from data_pipeline.urls import page_base
 from data_pipeline.wat import read_wat_page
-from data_pipeline.wat_native import WatScanner
+from data_pipeline.wat_scanner import WatScanner
 
 LIBRARY = compiled_library()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="needs a C compiler: cc, gcc or clang, or CC")
@@ -149,8 +150,11 @@ def test_links_give_the_same_rows_and_reasons_compiled_and_in_python(links, page
         len(links),
     )
     compiled, plain = (CandidateWriter(io.BytesIO(), "x", extract_config(**changes)) for _ in range(2))
-    rows = compiled._unpacked_candidates(packed, base), plain._candidates(packed.unpack(), base)
-    assert rows[0] == rows[1]
+    plain._pairs = PairLists()
+    compiled._add_packed(packed, base)
+    plain._add_links(packed.unpack(), base)
+    for name, column in plain._pairs.columns().items():
+        assert compiled._pairs.columns()[name].to_pylist() == column.to_pylist(), name
     assert compiled.counts == plain.counts
 
 
@@ -174,9 +178,9 @@ def test_most_links_take_no_python():
     links = [(url, text) for url in addresses for text in texts]
     writer = CandidateWriter(io.BytesIO(), "x", extract_config())
     packed = PackedImages("".join(f"{url}\0{text}\0" for url, text in links).encode(), b"", len(links))
-    made = writer._row_maker.make(packed, page_base("http://a.example/b/c", None))
-    assert not made.unfinished
-    assert (len(made.urls), made.num_data_urls) == (4 * len(texts), len(texts))
+    base = page_base("http://a.example/b/c", None)
+    assert writer._pairs.extend(packed, base, lambda *link: pytest.fail(str(link))) == (0, len(texts))
+    assert len(writer._pairs) == 4 * len(texts)
 
 
 def test_a_file_gives_the_same_rows_and_counts_compiled_and_in_python(tmp_path):

@@ -1,10 +1,11 @@
-/* Image links whose text needs no cleaning and whose address needs no parser, made into rows; see wat_native.py.
+/* Image links whose text needs no cleaning and whose address needs no parser, made into (url, text) pairs; see
+   packed_pairs.py.
 
    The rules are those of text.py and urls.py, which take care of all the others. */
 
 #include "buffer.h"
 
-enum { DONE = 0, FAILED = 1 };
+enum { DONE = 0, STOPPED = 1, FAILED = 2 };
 
 /* Kinds of characters, see text.py. */
 enum { OTHER = 0, LETTER = 1, CAPITAL = 2, FAR_LETTER = 3, COMMON_SIGN = 4, SIGN = 5, ASCII = 6 };
@@ -15,22 +16,31 @@ typedef struct {
     int64_t longest_url;
 } limits;
 
-/* What became of image links: strings that end in a NUL. */
+/* Pairs that wait to be written, in the form of Arrow's columns. */
 typedef struct {
-    buffer rows;   /* address, text of each link that is not dropped, in order */
-    buffer places; /* for each of those its place among the links given, int32 */
-    buffer slow;   /* for each of those a byte: 0 it is ready, 1 it stands there as it was given */
-    int64_t num_rows, num_slow, num_too_short, num_data_urls;
-} plain_rows;
+    buffer urls, url_ends;   /* all of them, one after the other; int32, 0 and then where each of them ends */
+    buffer texts, text_ends; /* the same */
+    buffer sources;          /* a byte for each: place in page.TEXT_SOURCES */
+    buffer hashed;           /* what is hashed: url, NUL, text, and 0xff, which UTF-8 does not have */
+    int64_t num_pairs, num_too_short, num_data_urls;
+    /* Where `extend_pairs` is among the links given, and the one at which it stopped. */
+    size_t position, url_start, text_start;
+    int64_t place;
+} pairs;
 
-plain_rows *plain_rows_new(void) { return calloc(1, sizeof(plain_rows)); }
+pairs *pairs_new(void) { return calloc(1, sizeof(pairs)); }
 
-void plain_rows_free(plain_rows *r) {
-    if (r == NULL) return;
-    free(r->rows.data);
-    free(r->places.data);
-    free(r->slow.data);
-    free(r);
+void pairs_free(pairs *p) {
+    if (p == NULL) return;
+    buffer *all[] = {&p->urls, &p->url_ends, &p->texts, &p->text_ends, &p->sources, &p->hashed};
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]->data);
+    free(p);
+}
+
+void pairs_clear(pairs *p) {
+    buffer *all[] = {&p->urls, &p->url_ends, &p->texts, &p->text_ends, &p->sources, &p->hashed};
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) all[i]->size = 0;
+    p->num_pairs = 0;
 }
 
 typedef struct {
@@ -87,25 +97,20 @@ static int64_t settled_length(bytes *text, const uint8_t *kinds, bool *has_quote
     return length;
 }
 
-/* Writes a text with straight quotes, as ftfy does, and a NUL. */
+/* Writes a text with straight quotes, as ftfy does. */
 static bool append_text(buffer *b, bytes text, bool has_quotes) {
-    if (!reserve(b, text.size + 1)) return false;
+    if (!has_quotes) return append(b, text.start, text.size);
+    if (!reserve(b, text.size)) return false;
     uint8_t *out = b->data + b->size;
-    if (!has_quotes) {
-        if (text.size) memcpy(out, text.start, text.size);
-        out += text.size;
-    } else {
-        const uint8_t *p = text.start, *end = p + text.size;
-        while (p < end) {
-            if (end - p >= 3 && p[0] == 0xe2 && p[1] == 0x80 && p[2] >= 0x98 && p[2] <= 0x9f) {
-                *out++ = p[2] < 0x9c ? '\'' : '"'; /* U+2018 to U+201B, U+201C to U+201F */
-                p += 3;
-            } else {
-                *out++ = *p++;
-            }
+    const uint8_t *p = text.start, *end = p + text.size;
+    while (p < end) {
+        if (end - p >= 3 && p[0] == 0xe2 && p[1] == 0x80 && p[2] >= 0x98 && p[2] <= 0x9f) {
+            *out++ = p[2] < 0x9c ? '\'' : '"'; /* U+2018 to U+201B, U+201C to U+201F */
+            p += 3;
+        } else {
+            *out++ = *p++;
         }
     }
-    *out++ = 0;
     b->size = (size_t)(out - b->data);
     return true;
 }
@@ -186,56 +191,74 @@ static bool join_plain(bytes url, bytes origin, bytes folder, bytes *before) {
     return is_plain_from_folder(url);
 }
 
-static bool add_row(plain_rows *r, int32_t place, uint8_t slow) {
-    r->num_rows++;
-    r->num_slow += slow;
-    return append(&r->places, &place, sizeof(place)) && append(&r->slow, &slow, 1);
+static bool append_end(buffer *ends, size_t end) {
+    int32_t value = 0;
+    if (end > INT32_MAX || (ends->size == 0 && !append(ends, &value, sizeof(value)))) return false;
+    value = (int32_t)end;
+    return append(ends, &value, sizeof(value));
 }
 
-static bool add_link(plain_rows *r, int32_t place, bytes url, bytes raw_text, bytes origin, bytes folder, const limits *l) {
-    bytes text = raw_text, before;
-    bool has_quotes;
-    int64_t length = settled_length(&text, l->kinds, &has_quotes);
-    if (length > 0 && length < l->least) {
-        r->num_too_short++;
-        return true;
-    }
-    if (length > 0 && length <= l->most && url.size > 0 && (int64_t)url.size <= l->longest_url) {
-        if (join_plain(url, origin, folder, &before) && (int64_t)(before.size + url.size) <= l->longest_url)
-            return append(&r->rows, before.start, before.size) && append(&r->rows, url.start, url.size) &&
-                   append(&r->rows, "", 1) && append_text(&r->rows, text, has_quotes) && add_row(r, place, 0);
-        if (url.size >= 5 && memcmp(url.start, "data:", 5) == 0) {
-            r->num_data_urls++;
-            return true;
-        }
-    }
-    return append(&r->rows, url.start, url.size) && append(&r->rows, "", 1) &&
-           append(&r->rows, raw_text.start, raw_text.size) && append(&r->rows, "", 1) && add_row(r, place, 1);
-}
-
-static bool next_string(const uint8_t **p, const uint8_t *end, bytes *found) {
-    const uint8_t *nul = *p < end ? memchr(*p, 0, (size_t)(end - *p)) : NULL;
-    if (nul == NULL) return false;
-    found->start = *p;
-    found->size = (size_t)(nul - *p);
-    *p = nul + 1;
+static bool add_pair(pairs *p, bytes before, bytes url, bytes text, bool has_quotes, uint8_t source) {
+    size_t url_start = p->urls.size, text_start = p->texts.size;
+    if (!append(&p->urls, before.start, before.size) || !append(&p->urls, url.start, url.size) ||
+        !append_text(&p->texts, text, has_quotes) || !append_end(&p->url_ends, p->urls.size) ||
+        !append_end(&p->text_ends, p->texts.size) || !append(&p->sources, &source, 1) ||
+        !append(&p->hashed, p->urls.data + url_start, p->urls.size - url_start) || !append(&p->hashed, "", 1) ||
+        !append(&p->hashed, p->texts.data + text_start, p->texts.size - text_start) || !append(&p->hashed, "\xff", 1))
+        return false;
+    p->num_pairs++;
     return true;
 }
 
-/* Makes rows of image links.
+/* Appends a pair as it is; DONE, or FAILED when there is no memory. */
+int append_pair(pairs *p, const uint8_t *url, size_t url_size, const uint8_t *text, size_t text_size, int source) {
+    bytes nothing = {NULL, 0}, whole_url = {url, url_size}, whole_text = {text, text_size};
+    return add_pair(p, nothing, whole_url, whole_text, false, (uint8_t)source) ? DONE : FAILED;
+}
 
-   images: address, text of each, as `scan_wat` gives them, or of any other source.
+static bool next_string(const uint8_t *data, size_t size, size_t *position, bytes *found) {
+    const uint8_t *start = data + *position;
+    const uint8_t *nul = *position < size ? memchr(start, 0, size - *position) : NULL;
+    if (nul == NULL) return false;
+    found->start = start;
+    found->size = (size_t)(nul - start);
+    *position += found->size + 1;
+    return true;
+}
+
+/* Makes pairs of image links, from `position` and `place` on, which the caller sets to 0 at first.
+
+   images: address and text of each link, as `scan_wat` gives them, each with a NUL after it.
+   sources: a byte for each link, or NULL when all are 0.
    origin, folder: of the page's base, see urls.PageBase; plain ASCII.
-   Gives DONE with the results in `r` until the next call; FAILED when there is no memory or a string has no end. */
-int make_plain_rows(plain_rows *r, const uint8_t *images, size_t size, const uint8_t *origin, size_t origin_size,
-                    const uint8_t *folder, size_t folder_size, const limits *l) {
-    const uint8_t *p = images, *end = images + size;
-    bytes url, text, from_origin = {origin, origin_size}, from_folder = {folder, folder_size};
-    r->rows.size = r->places.size = r->slow.size = 0;
-    r->num_rows = r->num_slow = r->num_too_short = r->num_data_urls = 0;
-    for (int32_t place = 0; p < end; place++) {
-        if (!next_string(&p, end, &url) || !next_string(&p, end, &text)) return FAILED;
-        if (!add_link(r, place, url, text, from_origin, from_folder, l)) return FAILED;
+   Gives DONE; STOPPED past a link that Python has to make a pair of, whose address begins at `url_start` and whose text
+   at `text_start`; FAILED when there is no memory or a string has no end. */
+int extend_pairs(pairs *p, const uint8_t *images, size_t size, const uint8_t *sources, const uint8_t *origin,
+                 size_t origin_size, const uint8_t *folder, size_t folder_size, const limits *l) {
+    bytes url, raw_text, before, from_origin = {origin, origin_size}, from_folder = {folder, folder_size};
+    p->num_too_short = p->num_data_urls = 0;
+    while (p->position < size) {
+        p->url_start = p->position;
+        if (!next_string(images, size, &p->position, &url)) return FAILED;
+        p->text_start = p->position;
+        if (!next_string(images, size, &p->position, &raw_text)) return FAILED;
+        uint8_t source = sources == NULL ? 0 : sources[p->place];
+        p->place++;
+        bytes text = raw_text;
+        bool has_quotes;
+        int64_t length = settled_length(&text, l->kinds, &has_quotes);
+        if (length > 0 && length < l->least) {
+            p->num_too_short++;
+            continue;
+        }
+        if (length <= 0 || length > l->most || url.size == 0 || (int64_t)url.size > l->longest_url) return STOPPED;
+        if (join_plain(url, from_origin, from_folder, &before) && (int64_t)(before.size + url.size) <= l->longest_url) {
+            if (!add_pair(p, before, url, text, has_quotes, source)) return FAILED;
+        } else if (url.size >= 5 && memcmp(url.start, "data:", 5) == 0) {
+            p->num_data_urls++;
+        } else {
+            return STOPPED;
+        }
     }
     return DONE;
 }
