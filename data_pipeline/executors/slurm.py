@@ -286,12 +286,14 @@ def _reason(array: Array, number: int) -> str:
         if told:
             return f"{read_json(ended)['node']}: {told}"
     shown = _call(["scontrol", "-o", "show", "job", f"{array.job}_{number}"]).stdout
-    words = dict(word.partition("=")[::2] for word in shown.split() if "=" in word)
+    words = dict(re.findall(r"(\S+?)=(\S*)", shown))
     state = (
         words.get("JobState")
         or _call(["sacct", "-n", "-X", "-j", f"{array.job}_{number}", "-o", "state"]).stdout
     )
     log = array.folder / f"{number}.log"
+    if not str(state).strip() and not log.exists():
+        return f"task {array.job}_{number} left the queue before it started: somebody cancelled it"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no log")
     code = f", exit {words['ExitCode']}" if "ExitCode" in words else ""
