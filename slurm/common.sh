@@ -24,6 +24,9 @@ read -ra SRUN <<< "srun ${CRAWL2CLIP_SRUN:-}"
 read -ra BEFORE <<< "${CRAWL2CLIP_CONTAINER:-}"
 RUN=("${BEFORE[@]}" "$PYTHON")
 
+# Since 22.05 a step does not get the cores that its job asked for a task, unless it is told.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+
 # The first node of the allocation is where the processes meet, at the address that Slurm itself uses. A port below
 # 32768 is not given to outgoing connections; two jobs on a node, and a requeued job, have different ones.
 HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -147,7 +147,7 @@ def test_a_task_that_is_cancelled_is_handed_out_again(cluster, on_slurm, cluster
     cluster.wait_for(lambda: bool(read_arrays(folder)), "an array")
     (array,) = read_arrays(folder)
     cluster.ask("scancel", f"{array.job}_7")
-    _, errors = driver.communicate(timeout=200)
+    _, errors = driver.communicate(timeout=400)
     assert driver.returncode == 0, errors
     assert "shard 007 will be handed out again: task " in errors
     assert "left the queue before it started: somebody cancelled it" in errors, errors
