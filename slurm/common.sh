@@ -13,9 +13,7 @@ fail() {
     exit 2
 }
 
-cd "${CRAWL2CLIP_CHECKOUT:-${SLURM_SUBMIT_DIR:?run me with sbatch}}" || exit 2
-[[ -d crawl2clip && -d configs && -d slurm ]] ||
-    fail "$PWD is not a checkout of crawl2clip; use 'python -m crawl2clip.submit', or call sbatch from its root"
+cd "${CHECKOUT:?set by the sbatch file}" || exit 2
 mkdir -p runs/slurm
 PYTHON=${CRAWL2CLIP_PYTHON:-$PWD/.venv/bin/python}
 [[ -n ${CRAWL2CLIP_CONTAINER:-}${CRAWL2CLIP_SRUN:-} || -x $PYTHON ]] ||
