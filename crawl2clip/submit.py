@@ -69,7 +69,9 @@ def submission(words: list[str]) -> tuple[list[str], dict[str, str], str, bool]:
     ]  # fmt: skip
     environment = job_environment(cluster, CHECKOUT, os.environ.get("CRAWL2CLIP_PYTHON", sys.executable))
     if command == "pipeline" and any(word.startswith("executor=slurm") for word in passed):
-        passed.append(f"executor.cluster={own['cluster']}")
+        source = own["cluster"]
+        is_file = source.endswith((".yaml", ".yml"))  # named from here, and the job runs in the checkout
+        passed.append(f"executor.cluster={Path(source).resolve() if is_file else source}")
     line = ["sbatch", *options, str(CHECKOUT / "slurm" / f"{command}.sbatch"), *passed]
     return line, environment, own["cluster"], own.get("dry_run", "") == "true"
 

@@ -222,7 +222,7 @@ def run_stage(stage: Stage, executor: Executor, *, max_failed_fraction: float) -
                 _add_stats(report, stage.folder, shard)
         if missing:
             _run_missing(stage, executor, missing, report, max_failed_fraction * len(shards))
-            remove_temporary(stage)
+            remove_temporary(stage, everywhere=True)
     report.seconds = time.monotonic() - started
     if len(report.failed) > max_failed_fraction * len(shards):
         raise TooManyFailures(_failure_message(report, len(shards), max_failed_fraction), report)

@@ -106,7 +106,12 @@ def _queue(folder: Path) -> Counter[str]:
     states: Counter[str] = Counter()
     if shutil.which("squeue"):
         for array in read_arrays(folder):
-            for state in tasks_in_queue(array.job).values():
+            try:
+                tasks = tasks_in_queue(array.job, silence_s=0.0)
+            except DataError:
+                states["not known: Slurm does not answer"] += len(array.tasks)
+                continue
+            for state in tasks.values():
                 word, _, reason = state.partition(" ")
                 states[f"{word} ({reason})" if word == "PENDING" else word] += 1
     return states

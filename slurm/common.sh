@@ -13,9 +13,7 @@ fail() {
     exit 2
 }
 
-cd "${CRAWL2CLIP_CHECKOUT:-${SLURM_SUBMIT_DIR:?run me with sbatch}}" || exit 2
-[[ -d crawl2clip && -d configs && -d slurm ]] ||
-    fail "$PWD is not a checkout of crawl2clip; use 'python -m crawl2clip.submit', or call sbatch from its root"
+cd "${CHECKOUT:?set by the sbatch file}" || exit 2
 mkdir -p runs/slurm
 PYTHON=${CRAWL2CLIP_PYTHON:-$PWD/.venv/bin/python}
 [[ -n ${CRAWL2CLIP_CONTAINER:-}${CRAWL2CLIP_SRUN:-} || -x $PYTHON ]] ||
@@ -23,6 +21,9 @@ PYTHON=${CRAWL2CLIP_PYTHON:-$PWD/.venv/bin/python}
 read -ra SRUN <<< "srun ${CRAWL2CLIP_SRUN:-}"
 read -ra BEFORE <<< "${CRAWL2CLIP_CONTAINER:-}"
 RUN=("${BEFORE[@]}" "$PYTHON")
+
+# Since 22.05 a step does not get the cores that its job asked for a task, unless it is told.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # The first node of the allocation is where the processes meet, at the address that Slurm itself uses. A port below
 # 32768 is not given to outgoing connections; two jobs on a node, and a requeued job, have different ones.

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
-START_S = 40
+START_S = 180
 GPUS = 2  # of each node; they have no device behind them, so Slurm grants them and torch sees none
 
 _CONFIGURATION = """\
@@ -169,7 +169,7 @@ class SlurmCluster:
             capture_output=True, text=True, timeout=240, check=check,
         )  # fmt: skip
 
-    def restart(self, job: str, timeout_s: float = 120) -> None:
+    def restart(self, job: str, timeout_s: float = 300) -> None:
         """Waits until a job has been put back into the queue, and lets it start at once: Slurm waits two minutes."""
 
         def waits() -> bool:
@@ -199,7 +199,7 @@ class SlurmCluster:
                 return word.partition("=")[2]
         return "UNKNOWN"
 
-    def wait_for_job(self, job: str, states: Sequence[str], timeout_s: float = 150) -> None:
+    def wait_for_job(self, job: str, states: Sequence[str], timeout_s: float = 400) -> None:
         """Waits until a job is in one of the states."""
         self.wait_for(lambda: self.job_state(job) in states, f"job {job} in {states}", timeout_s)
 

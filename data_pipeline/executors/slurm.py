@@ -197,6 +197,8 @@ class SlurmExecutor:
             for array in arrays:
                 for ended in _news(array):
                     if ended.get("setup"):
+                        for each in arrays:
+                            _call(["scancel", each.job])
                         raise DataError(f"stage {stage.name!r} cannot start its workers: {ended['setup']}")
                     if ended.get("node_problem"):
                         bad_nodes.add(ended["node"])
@@ -235,13 +237,13 @@ def read_arrays(stage_folder: Path) -> list[Array]:
     return arrays
 
 
-def tasks_in_queue(job: str) -> dict[str, str]:
+def tasks_in_queue(job: str, silence_s: float = _SILENCE_S) -> dict[str, str]:
     """task -> its state and, when it waits, why; empty when the array has ended.
 
     Raises:
-        DataError: Slurm does not answer for a quarter of an hour.
+        DataError: Slurm does not answer for `silence_s` seconds.
     """
-    deadline = time.monotonic() + _SILENCE_S
+    deadline = time.monotonic() + silence_s
     while True:
         asked = _call(["squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%K %T %r"])
         if asked.returncode == 0:
@@ -286,12 +288,14 @@ def _reason(array: Array, number: int) -> str:
         if told:
             return f"{read_json(ended)['node']}: {told}"
     shown = _call(["scontrol", "-o", "show", "job", f"{array.job}_{number}"]).stdout
-    words = dict(word.partition("=")[::2] for word in shown.split() if "=" in word)
+    words = dict(re.findall(r"(\S+?)=(\S*)", shown))
     state = (
         words.get("JobState")
         or _call(["sacct", "-n", "-X", "-j", f"{array.job}_{number}", "-o", "state"]).stdout
     )
     log = array.folder / f"{number}.log"
+    if not str(state).strip() and not log.exists():
+        return f"task {array.job}_{number} left the queue before it started: somebody cancelled it"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no log")
     code = f", exit {words['ExitCode']}" if "ExitCode" in words else ""

@@ -63,7 +63,7 @@ class Runs:
         self.cluster.wait_for(
             lambda: self.cluster.log("train", job).count("train: job ") == starts,
             f"start {starts} of {job}",
-            120,
+            300,
         )
 
     def finish(self, job):
@@ -82,7 +82,7 @@ class Runs:
         return path.read_text().count('"loss"') if path.exists() else 0
 
     def wait_for_step(self, name, step):
-        self.cluster.wait_for(lambda: self.steps(name) >= step, f"step {step} of {name}", 120)
+        self.cluster.wait_for(lambda: self.steps(name) >= step, f"step {step} of {name}", 300)
 
 
 def test_two_nodes_train_as_one_and_a_run_cut_off_three_ways_as_an_unbroken_one(runs):
