@@ -23,6 +23,7 @@ from crawl2clip.models import (
     tokenizer_of,
 )
 from crawl2clip.text_tower import TextLengths, cuts, encode_cut, end_id, pool_type
+from crawl2clip.weight_shapes import check_same_shapes
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 _WORTHWHILE = 32
@@ -246,6 +247,8 @@ def load_encoder(
     else:
         name, architecture = model, architecture_of(ModelConfig(name=model, pretrained=pretrained))
     loaded = create_model(name, architecture, pretrained)
+    if Path(pretrained).is_file():
+        check_same_shapes(loaded, name, Path(pretrained))
     return Encoder(
         loaded.to(device).eval(), name, architecture, device=device, precision=precision, folder=folder
     )

@@ -149,7 +149,7 @@ def _load_weights(model: Any, file: Path, name: str) -> None:
     from safetensors import SafetensorError
 
     try:
-        with _numpy_scalars_allowed():
+        with numpy_scalars_allowed():
             open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
     except RuntimeError as error:
         if "size mismatch" in str(error) or "key(s) in state_dict" in str(error):
@@ -160,6 +160,10 @@ def _load_weights(model: Any, file: Path, name: str) -> None:
             ) from error
         raise DataError(
             f"{file} cannot be read as model weights: {error}; fetch or export it again"
+        ) from error
+    except AssertionError as error:  # open_clip's, before it interpolates the positions of a text tower
+        raise ConfigError(
+            f"the weights in {file} are of another model than {name}: {error}; name the model they were trained as"
         ) from error
     except (
         pickle.UnpicklingError,
@@ -178,7 +182,7 @@ def _load_weights(model: Any, file: Path, name: str) -> None:
 
 
 @contextmanager
-def _numpy_scalars_allowed() -> Iterator[None]:
+def numpy_scalars_allowed() -> Iterator[None]:
     """Lets torch's loader of plain tensors accept NumPy numbers too.
 
     Before version 3, open_clip's cosine schedule put a numpy.float64 learning rate into the optimizer state, so no

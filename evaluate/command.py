@@ -15,6 +15,7 @@ from crawl2clip.distributed import World, distributed
 from crawl2clip.encoder import Encoder, encoder_of, load_encoder
 from crawl2clip.logs import provenance
 from crawl2clip.models import ModelConfig, build_model, read_export
+from crawl2clip.weight_shapes import check_same_shapes
 from evaluate.averages import AVERAGE_TASK, averages_of
 from evaluate.cache import FeatureCache
 from evaluate.config import EvaluateConfig
@@ -132,7 +133,10 @@ def make_encoder(model: ModelConfig | None, pretrained: str, precision: str, wor
     """A model with its weights, on this rank's device."""
     if model is not None and model.architecture is not None and not Path(pretrained).is_dir():
         own = dataclasses.replace(model, pretrained=pretrained)  # open_clip has no name for it
-        return encoder_of(build_model(own).to(world.device), own, device=world.device, precision=precision)
+        built = build_model(own)
+        if Path(pretrained).is_file():
+            check_same_shapes(built, own.name, Path(pretrained))
+        return encoder_of(built.to(world.device), own, device=world.device, precision=precision)
     name = model.name if model is not None else None
     return load_encoder(name, pretrained, device=world.device, precision=precision)
 

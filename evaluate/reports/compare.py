@@ -55,6 +55,9 @@ class Comparison:
     untested: list[tuple[str, str]] = field(default_factory=list)  # what, and why there is no test
 
 
+_REASONS_SHOWN = 4  # of why nothing can be compared; a suite has dozens of cells, mostly for one reason
+
+
 @dataclass(frozen=True)
 class _Run:
     """One model's results and where their predictions are."""
@@ -96,7 +99,9 @@ def compare(folder_a: Path | str, folder_b: Path | str) -> Comparison:
         tested += found
         untested += [(f"{what} {metric}", why) for metric, why in reasons]
     if not tested:
-        reasons = "; ".join(f"{what}: {why}" for what, why in untested)
+        reasons = "; ".join(f"{what}: {why}" for what, why in untested[:_REASONS_SHOWN])
+        if len(untested) > _REASONS_SHOWN:
+            reasons += f"; and {len(untested) - _REASONS_SHOWN} more"
         raise DataError(
             f"{folder_a} and {folder_b} have nothing to compare ({reasons}). Score both models on the same data with "
             "save_predictions=true"

@@ -327,3 +327,14 @@ def test_the_report_says_what_was_corrected_and_escapes_names(tmp_path):
     assert "<script>" not in page + table
     assert "\x1b" not in page + table
     assert page == (tmp_path / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_of_many_reasons_the_first_four_are_shown(tmp_path):
+    a, b = two_runs(tmp_path, dataset="cars")
+    for number in range(5):
+        write_result(few_shot(pretrained="a", dataset=f"set_{number}"), a)
+    with pytest.raises(
+        DataError, match=r"cars zero_shot: only b has it; .*; and 3 more\)\. Score both models"
+    ) as error:
+        compare(a, b)
+    assert str(error.value).count("only ") == 4

@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from crawl2clip.encoder import encoder_of, load_encoder
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.export import export_model
-from crawl2clip.models import ModelConfig, build_model
+from crawl2clip.models import ModelConfig, build_model, hash_weights
 
 TINY = {
     "embed_dim": 32,
@@ -148,6 +150,45 @@ def test_weights_of_another_model(tmp_path):
     )
     with pytest.raises(ConfigError, match="are of another model than wider: size mismatch"):
         build_model(wider)
+    # open_clip looks at the text tower's positions first, and asserts.
+    text = {**TINY["text_cfg"], "width": 64}
+    wider = ModelConfig(
+        name="wider", architecture={**TINY, "text_cfg": text}, pretrained=str(tmp_path / "export")
+    )
+    with pytest.raises(
+        ConfigError, match="of another model than wider: text pos_embed width changed!; name the model"
+    ):
+        build_model(wider)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "of_training"])
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        ("vision_cfg", "image_size", 64, r"visual.positional_embedding is \(5, 32\) and not \(17, 32\)"),
+        ("text_cfg", "context_length", 20, r"positional_embedding is \(16, 32\) and not \(20, 32\)"),
+    ],
+)
+def test_weights_of_another_size_are_not_stretched(tmp_path, monkeypatch, part, key, value, said, form):
+    model, _ = tiny()
+    file = tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pt'}"
+    if form == "safetensors":
+        save_file(model.state_dict(), file)
+    else:
+        weights = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+        torch.save(
+            {"state_dict": weights, "lr": np.float64(1e-3)} if form == "of_training" else model.state_dict(),
+            file,
+        )
+    architecture = {**TINY, part: {**TINY[part], key: value}}
+    monkeypatch.setattr("crawl2clip.encoder.architecture_of", lambda _: architecture)
+    with pytest.raises(
+        ConfigError, match=f"are of another image size or context length than other: {said}; "
+    ):
+        load_encoder("other", str(file))
+    build_model(ModelConfig(name="tuned", architecture=architecture, pretrained=str(file)))  # as tuning wants
+    monkeypatch.setattr("crawl2clip.encoder.architecture_of", lambda _: TINY)
+    assert load_encoder("same", str(file)).weights_sha256 == hash_weights(model)
 
 
 def test_weights_that_cannot_be_read(tmp_path):
