@@ -12,7 +12,7 @@ from crawl2clip.config import CONFIG_DIR, register, typed
 from data_pipeline.config import PipelineConfig
 from data_pipeline.pipeline import STAGES, validate
 
-GROUPS = ("source", "recipe", "executor")
+GROUPS = ("source", "recipe", "executor", "policy")
 REQUIRED = {
     "commoncrawl": ["source.crawl=CC-MAIN-2024-33", "source.files=[]"],
     "metadata": ["source.files=['https://example.org/{00..31}.parquet']"],

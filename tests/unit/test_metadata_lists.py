@@ -470,3 +470,45 @@ def is_utf8(text):
     except UnicodeEncodeError:
         return False
     return True
+
+
+# Columns that are kept
+
+
+KEPT = NamedColumns(None, None, ("sha256", "face_bboxes"))
+
+
+def test_columns_that_are_named_stay_with_their_pairs(tmp_path):
+    boxes = [[[0.1, 0.2, 0.3, 0.4]], [], None, [[0.0, float("nan"), 1.0, 1.0]], [[0.5, 0.5, 0.6, 0.6]]]
+    columns = {
+        "url": [url for url, _ in PAIRS], "text": [text for _, text in PAIRS],
+        "sha256": [f"{number:064x}" for number in range(5)], "face_bboxes": boxes, "width": [1] * 5,
+    }  # fmt: skip
+    rows, _ = read(save_parquet(tmp_path, columns), KEPT)
+    assert pairs(rows) == PAIRS
+    listed = [json.loads(row["listed"]) for row in rows]
+    assert [row["sha256"] for row in listed] == columns["sha256"]
+    assert [row["face_bboxes"] for row in listed] == [*boxes[:3], [[0.0, None, 1.0, 1.0]], boxes[4]]
+    plain, _ = read(save_parquet(tmp_path, columns))
+    assert [row["listed"] for row in plain] == [None] * 5
+
+    lines = "".join(
+        json.dumps({"url": url, "caption": text, "sha256": "ü" if number else None}) + "\n"
+        for number, (url, text) in enumerate(PAIRS)
+    )
+    rows, _ = read(save(tmp_path, "a.jsonl.gz", lines), NamedColumns(None, None, ("sha256",)))
+    assert [json.loads(row["listed"]) for row in rows] == [{"sha256": None}] + [{"sha256": "ü"}] * 4
+
+    rows, _ = read(save(tmp_path, "a.tsv", "a caption\thttp://h.org/a.jpg\n"), NamedColumns("1", "0", ("0",)))
+    assert [json.loads(row["listed"]) for row in rows] == [{"0": "a caption"}]
+
+
+def test_columns_to_keep_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(
+        DataError, match=r"source\.keep_columns is 'sha256', and .* has no such column; it has 'url'"
+    ):
+        read(save(tmp_path, "a.csv", "url,text\nhttp://h.org/a.jpg,a caption\n"), KEPT)
+    with pytest.raises(
+        DataError, match=r"has no header and 2 columns, and source\.keep_columns is \['7'\]; give"
+    ):
+        read(save(tmp_path, "a.tsv", "a caption\thttp://h.org/a.jpg\n"), NamedColumns("1", "0", ("7",)))
