@@ -126,8 +126,6 @@ def near_duplicates(rows, seed=0):
     for row in range(rows // 2, rows):
         noise = rng.normal(size=WIDTH)
         values[row] = values[row - rows // 2] + 0.1 * noise
-            values[row]
-        ) / np.sqrt(WIDTH)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     return values
 

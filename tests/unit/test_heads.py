@@ -305,14 +305,16 @@ def test_a_head_that_gives_no_finite_number_says_so(tmp_path, weights):
     assert counts["extra"] == {"head_not_finite": errors.count("not_finite")}
 
 
-def refused(tmp_path, weights, words, kind=ConfigError, taggers=("clip", "aesthetic"), width=WIDTH, **given):
+def refused(
+    tmp_path, clip_weights, words, kind=ConfigError, taggers=("clip", "aesthetic"), width=WIDTH, **given
+):
     torch.save(nn.Linear(width, given.pop("outputs", 1)).state_dict(), tmp_path / "h.pth")
     names = given.pop("use_heads", ["mine"])
     write_raw(tmp_path, [png(0)] * 5)
     heads = {"mine": head_config(tmp_path / "h.pth", **given)}
     models = [{"name": "tiny"}]
     with pytest.raises(kind, match=words):
-        tag(tmp_path, config_of(weights, models, taggers, heads=heads, use_heads=names))
+        tag(tmp_path, config_of(clip_weights, models, taggers, heads=heads, use_heads=names))
     assert not (tmp_path / "tags").exists()  # before any work
 
 
