@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 
 from crawl2clip.errors import ConfigError
 from data_pipeline.clip_models import clip_columns
+from data_pipeline.judge import Judge
 from data_pipeline.language_tagger import LANGUAGE_COLUMNS
-from data_pipeline.recipe import RecipeConfig, RuleConfig, base_schema, compile_rules, with_derived
-from data_pipeline.select import reason_of
+from data_pipeline.recipe import RecipeConfig, RuleConfig
+from data_pipeline.rules import base_schema, compile_rules
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
 SCHEMA = pl.Schema({**base_schema(), **LANGUAGE_COLUMNS, **clip_columns([])})
@@ -47,7 +48,9 @@ def reasons(recipe, *changes):
     rules = compile_rules(recipe, SCHEMA)
     rows = [{**GOOD, **change} for change in changes]
     frame = pl.DataFrame(rows, schema={name: SCHEMA[name] for name in GOOD})
-    return with_derived(frame.lazy(), rules).select(reason=reason_of(rules, {})).collect()["reason"].to_list()
+    judge = Judge(rules)
+    judge.learn(lambda: iter([frame]))
+    return judge.reasons(frame).to_list()
 
 
 def of_rules(*rules, **parameters):
@@ -280,11 +283,17 @@ def test_a_top_fraction_needs_columns_that_exist(rule, words):
     ("rule", "words"),
     [
         ({"reason": "Two Words", "keep": "true"}, "has the reason 'Two Words'; give one word of lower-case"),
-        ({"reason": "x"}, "rule 'x' needs either keep or top_fraction, it has both or neither"),
-        ({"reason": "x", "keep": "true", "top_fraction": 0.5, "of": "bytes"}, "either keep or top_fraction"),
+        (
+            {"reason": "x"},
+            "rule 'x' has no kind; give exactly one of keep, top_fraction, sample_fraction, balance",
+        ),
+        (
+            {"reason": "x", "keep": "true", "top_fraction": 0.5, "of": "bytes"},
+            "has keep and top_fraction; give exactly one of",
+        ),
         (
             {"reason": "x", "keep": "true", "by": "bytes"},
-            "rule 'x' has keep, so `of` and `by` mean nothing .*remove them",
+            "rule 'x' has keep, so `by` means nothing there; remove it",
         ),
         ({"reason": "x", "top_fraction": 0.0, "of": "bytes"}, "above 0, at most 1"),
         ({"reason": "x", "top_fraction": 30.0, "of": "bytes"}, "above 0, at most 1"),

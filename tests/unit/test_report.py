@@ -18,7 +18,7 @@ from crawl2clip.errors import DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from data_pipeline.funnel import funnel_row, update_funnel
-from data_pipeline.recipe import RecipeConfig, RuleConfig, base_schema, compile_rules
+from data_pipeline.recipe import RecipeConfig, RuleConfig
 from data_pipeline.report import funnel_section, make_stage, pipeline_sections
 from data_pipeline.report_data import ASPECT_BINS, Histogram, StageRow, read_stage_rows
 from data_pipeline.report_page import (
@@ -35,6 +35,7 @@ from data_pipeline.report_page import (
     table,
     tiles,
 )
+from data_pipeline.rules import base_schema, compile_rules
 from data_pipeline.select import SelectStage
 from data_pipeline.stage import (
     Counts,

@@ -14,10 +14,11 @@ import pytest
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, UID_DTYPE, array_to_uids, uid_of
-from data_pipeline.recipe import RecipeConfig, RuleConfig, base_schema, compile_rules
+from data_pipeline.recipe import RecipeConfig, RuleConfig
+from data_pipeline.rules import base_schema, compile_rules
 from data_pipeline.select import SelectStage, make_stage, read_decisions, read_recipe
 from data_pipeline.stage import make_shard, publish_shard, temporary_folder
-from data_pipeline.subset import sorted_uids, uid_halves
+from data_pipeline.subset import SubsetWriter, uid_halves
 from data_pipeline.top_fraction import num_kept
 
 TAGS = {"language_bucket": pl.String, "clip_score": pl.Float32}
@@ -243,13 +244,17 @@ def test_a_damaged_tag_file_is_named(tmp_path, damage):
         select(tmp_path, LOW)
 
 
-def test_uids_keep_all_their_bits():
+def test_uids_keep_all_their_bits(tmp_path):
     uids = ["0" * 32, "f" * 32, "8" + "0" * 31, "0" * 16 + "8" + "0" * 15]
-    assert array_to_uids(
-        sorted_uids([uid_halves(pl.Series(uids[:2])), uid_halves(pl.Series(uids[2:]))])
-    ) == sorted(uids)
-    with pytest.raises(DataError, match="'xyz' is not a uid"):
-        uid_halves(pl.Series(["xyz"]))
+    writer = SubsetWriter(tmp_path / "uids.npy")
+    for part in (uids[:2], [], uids[2:]):
+        writer.add(uid_halves(pl.Series(part, dtype=pl.String)))
+    assert writer.close() == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["uids.npy"]
+    assert array_to_uids(np.load(tmp_path / "uids.npy", mmap_mode="r")) == sorted(uids)
+    for odd in ("xyz", "g" * 32, "A" * 32, "0" * 31 + "é", None):
+        with pytest.raises(DataError, match="is not a uid; a uid is 32 hex digits"):
+            uid_halves(pl.Series([uids[0], odd]))
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
