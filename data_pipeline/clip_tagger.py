@@ -21,7 +21,14 @@ import polars as pl
 
 from crawl2clip.errors import ConfigError
 from crawl2clip.shards import ShardFault, read_samples
-from data_pipeline.clip_models import ClipModelConfig, SentenceTextTower, TextTower, clip_columns
+from data_pipeline.clip_models import (
+    ClipModelConfig,
+    SentenceTextTower,
+    TextTower,
+    check_models,
+    clip_columns,
+    weights_fingerprint,
+)
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 from data_pipeline.stored_images import decode_image, image_extension
 from data_pipeline.tables import read_table
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from crawl2clip.encoder import Encoder
+    from data_pipeline.config import PipelineConfig
 
 CLIP_ERRORS = ("missing_image", "undecodable", "not_finite", "no_model_for_language")
 
@@ -220,3 +228,37 @@ def _gpu_of_this_worker(device: str) -> int:
     import torch
 
     return int(os.environ.get("CRAWL2CLIP_WORKER_SLOT", "0")) % max(torch.cuda.device_count(), 1)
+
+
+def make_stages(config: "PipelineConfig") -> list[Stage]:
+    """The stage, after a check that its models can be there."""
+    output, tagger = Path(config.output_dir), config.tagger
+    models = tagger.resolved_models()
+    check_models(models)
+    needs_language = any(model.languages for model in models)
+    settings: dict[str, Any] = {
+        "models": [
+            {
+                "name": model.name,
+                "model": model.model,
+                "pretrained": model.pretrained,
+                "text_model": model.text_model,
+                "languages": model.languages,
+                "weights_sha256": weights_fingerprint(model.pretrained),
+            }
+            for model in models
+        ],
+        "precision": tagger.precision,
+    }
+    stage = ClipStage(
+        name="tag/clip",
+        folder=output / "tags" / "clip",
+        settings=settings,
+        raw=output / "raw",
+        language_tags=output / "tags" / "language" if needs_language else None,
+        models=models,
+        device=tagger.device,
+        precision=tagger.precision,
+        image_batch_size=tagger.image_batch_size,
+    )
+    return [stage]

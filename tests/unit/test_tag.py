@@ -323,7 +323,7 @@ def test_a_text_tower_of_another_width_is_refused(tmp_path, weights, sentence_tr
     [
         (
             {"taggers": ["langage"]},
-            r"unknown tagger 'langage'; did you mean 'language'\? Known: clip, language\.",
+            r"unknown tagger 'langage'; did you mean 'language'\? Known: aesthetic, clip, .*watermark, zero_shot\.",
         ),
         (
             {"taggers": ["clip", "clip"], "models": [{"name": "a"}]},
