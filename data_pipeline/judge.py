@@ -17,7 +17,7 @@ from data_pipeline.subset import chances, uid_halves
 from data_pipeline.top_fraction import Cuts, above_cut, find_cuts
 
 BLOCKED = "blocked"
-"""The column of a frame that says which blocklist has the row, `blocked_<kind>`, or null; there when lists are given."""
+"""The column of a frame that says which blocklist has the row, `blocked_<kind>`, or null; only with blocklists."""
 
 
 @dataclass
@@ -46,7 +46,11 @@ class Judge:
 
     def reasons(self, frame: pl.DataFrame) -> pl.Series:
         """Text, a row for each of the frame's: the reason of the first rule it fails, null when it is kept."""
-        return self._prepared(frame, self.rules).select(reason=self._reason(self.rules)).collect()["reason"]
+        return (
+            self._prepared(frame, self.rules)
+            .select("uid", reason=self._reason(self.rules))
+            .collect()["reason"]
+        )
 
     def _survivors(self, tables: Callable[[], Iterator[pl.DataFrame]], number: int) -> Iterator[pl.DataFrame]:
         """uid and the columns of rule `number`, of the rows that passed the rules before it and have them all."""

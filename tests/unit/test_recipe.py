@@ -1,11 +1,7 @@
-"""Recipes: every shipped threshold on both sides, and what a wrong recipe is told before any work."""
-
-from pathlib import Path
+"""Recipes: how rules are read and judged, and what a wrong recipe is told before any work."""
 
 import polars as pl
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from crawl2clip.errors import ConfigError
 from data_pipeline.clip_models import clip_columns
@@ -14,7 +10,6 @@ from data_pipeline.language_tagger import LANGUAGE_COLUMNS
 from data_pipeline.recipe import RecipeConfig, RuleConfig
 from data_pipeline.rules import base_schema, compile_rules
 
-RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
 SCHEMA = pl.Schema({**base_schema(), **LANGUAGE_COLUMNS, **clip_columns([])})
 
 GOOD = {
@@ -30,17 +25,6 @@ GOOD = {
     "language_bucket": "en",
     "clip_score": 0.5,
 }
-
-
-def shipped(name, **parameters):
-    schema = OmegaConf.structured(RecipeConfig)
-    with initialize_config_dir(str(RECIPES.parent), version_base="1.3"):
-        composed = compose(f"recipe/{name}")["recipe"]  # a recipe may start from another one
-    loaded = OmegaConf.merge(schema, composed, {"parameters": parameters})
-    recipe = OmegaConf.to_object(loaded)
-    assert isinstance(recipe, RecipeConfig)
-    assert recipe.name == name
-    return recipe
 
 
 def reasons(recipe, *changes):
@@ -63,137 +47,6 @@ def of_rules(*rules, **parameters):
         parameters=parameters,
         rules=[RuleConfig(**rule) for rule in rules],
     )
-
-
-def test_laion5b():
-    below_english, below_other = {"clip_score": 0.2799}, {"clip_score": 0.2599}
-    japanese = {"language": "ja", "language_bucket": "other"}
-    unclear = {"language_bucket": "unknown"}
-    assert reasons(
-        shipped("laion5b"),
-        {},
-        {"clip_score": 0.28},
-        below_english,
-        {**japanese, "clip_score": 0.26},
-        {**japanese, **below_other},
-        {**unclear, "clip_score": 0.26},
-        {**unclear, **below_other},
-        {"text": "12345"},
-        {"text": "1234"},
-        {"bytes": 4999},
-        {"text": "いぬとねこ", **japanese},
-    ) == [
-        None,
-        None,
-        "low_similarity_english",
-        None,
-        "low_similarity_other",
-        None,
-        "low_similarity_other",
-        None,
-        "text_too_short",
-        "file_too_small",
-        None,
-    ]
-
-
-def test_laion5b_names_the_models_of_the_paper():
-    recipe = shipped("laion5b")
-    assert (recipe.min_text_length, recipe.min_bytes) == (5, 5000)
-    assert (recipe.clip_model, recipe.clip_pretrained) == ("ViT-B-32", "openai")
-    english, multilingual = recipe.clip_models
-    assert (english.text_model, english.languages) == (None, ["en"])
-    assert multilingual.text_model == "sentence-transformers/clip-ViT-B-32-multilingual-v1"
-    assert multilingual.languages == ["other", "unknown"]
-
-
-def test_laion400m():
-    assert reasons(
-        shipped("laion400m"),
-        {"clip_score": 0.30},
-        {"clip_score": 0.2999},
-        {"text": "1234"},
-        {"bytes": 4999},
-        {"bytes": 5000, "text": "12345"},
-    ) == [None, "low_similarity", "text_too_short", "file_too_small", None]
-
-
-def test_datacomp_basic():
-    assert reasons(
-        shipped("datacomp_basic"),
-        {},
-        {"language": "de"},
-        {"language": None},
-        {"text": "three words here"},
-        {"text": "only two_words_here"},
-        {"text": "a b cd"},
-        {"text": "a b c"},
-        {"original_width": 199, "original_height": 300},
-        {"original_width": 200, "original_height": 601},
-        {"language_bucket": "unknown", "language_probability": 0.1},
-    ) == [
-        None,
-        "not_english",
-        "not_english",
-        None,
-        "too_few_words",
-        None,
-        "text_too_short",
-        "image_too_small",
-        "bad_aspect_ratio",
-        None,
-    ]
-
-
-def test_trusted():
-    recipe = shipped("trusted", page_prefix="http://localhost:8000/trusted/")
-    assert reasons(
-        recipe,
-        {},
-        {"page_url": "http://localhost:8000/open/?from=http://localhost:8000/trusted/"},
-        {"page_url": None},
-        {"text": "x"},
-        {"bytes": 99},
-    ) == [None, "not_trusted", "missing_page_url", "text_too_short", "file_too_small"]
-
-
-def test_emoji_keeps_85_percent_of_each_language():
-    rules = {rule.reason: rule for rule in compile_rules(shipped("emoji"), SCHEMA)}
-    top = rules["low_similarity"]
-    assert (top.fraction, top.of, top.by) == (0.85, "clip_score", "language_bucket")
-    assert list(rules) == [
-        "text_too_short", "file_too_small", "image_too_small", "low_similarity", "not_english", "skin_tone_variant",
-    ]  # fmt: skip
-
-
-def test_emoji_trains_on_english_pages_and_3_in_16_skin_tones():
-    recipe = of_rules(*[
-        {"reason": rule.reason, "keep": rule.keep} for rule in shipped("emoji").rules[4:]
-    ])  # fmt: skip
-    tone = "waving hand medium-dark skin tone"
-    uids = [f"{0:031x}{digit:x}" for digit in range(16)]
-    assert reasons(recipe, *({"uid": uid, "text": tone, "page_language": "en"} for uid in uids)) == [
-        None if digit < 3 else "skin_tone_variant" for digit in range(16)
-    ]
-    assert reasons(
-        recipe,
-        {"text": "a cat", "page_language": "en"},
-        {"text": "a cat", "page_language": "en-GB"},
-        {"text": "a cat", "page_language": "de"},
-        {"text": "a cat", "page_language": None},
-    ) == [None, None, "not_english", "missing_page_language"]
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_opens_with_its_source_and_compiles(path):
-    header = path.read_text()
-    assert "# Source:" in header
-    assert "# Known deviations:" in header
-    parameters = {"page_prefix": "http://localhost/"} if path.stem == "trusted" else {}
-    recipe = shipped(path.stem, **parameters)
-    taggers = {"language": LANGUAGE_COLUMNS, "clip": clip_columns(recipe.clip_models)}
-    columns = {name: kind for tagger in recipe.taggers for name, kind in taggers[tagger].items()}
-    compile_rules(recipe, pl.Schema({**base_schema(), **columns}))
 
 
 def test_a_score_that_is_null_or_nan_is_missing_and_not_low():
