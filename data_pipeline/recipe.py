@@ -41,6 +41,11 @@ class RuleConfig:
             raise ConfigError(
                 f"a recipe rule has the reason {self.reason!r}; give one word of lower-case letters, digits and _"
             )
+        if self.reason.startswith(("missing_", "blocked_")):
+            raise ConfigError(
+                f"a recipe rule has the reason {self.reason!r}; missing_... and blocked_... are given to rows without "
+                "a value and to rows of a blocklist: choose another"
+            )
         kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
             raise ConfigError(

@@ -10,18 +10,25 @@ fraction costs two more passes over the tables, or a few more where scores are e
 """
 
 import json
+import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.files import read_json
-from data_pipeline.judge import Judge
+from crawl2clip.files import read_json, sha256_of
+from data_pipeline.blocked import Blocked, sort_blocklists
+from data_pipeline.blocklist import BlockKind
+from data_pipeline.blocklist_files import check_blocklists
+from data_pipeline.judge import BLOCKED, Judge
+from data_pipeline.near_hashes import MAX_DISTANCE
 from data_pipeline.recipe import RecipeConfig
 from data_pipeline.rules import KeepRule, Rule, base_schema, columns_to_read, compile_rules
 from data_pipeline.run_tables import Batch, RunTables
@@ -35,6 +42,24 @@ if TYPE_CHECKING:
 UIDS_NAME = "subset.uids.npy"
 DECISIONS_NAME = "subset.decisions.parquet"
 RECIPE_NAME = "subset.recipe.json"
+_BLOCKED_REASONS = [f"blocked_{kind.value}" for kind in BlockKind]
+
+
+@dataclass(kw_only=True, slots=True)
+class SelectConfig:
+    """What is taken out whatever the recipe says."""
+
+    # Hash lists (`python -m data_pipeline.blocklist --help`), all kinds; applied before the first rule, counted as
+    # blocked_<kind>.
+    blocklist: list[str] = field(default_factory=list)
+    phash_distance: int = MISSING  # bits of 64 in which a perceptual hash may differ from a listed one
+
+    def __post_init__(self) -> None:
+        if isinstance(self.phash_distance, int) and not 0 <= self.phash_distance <= MAX_DISTANCE:
+            raise ConfigError(
+                f"select.phash_distance is {self.phash_distance}; give 0 to {MAX_DISTANCE} bits of 64"
+            )
+
 
 DECISIONS_SCHEMA = pa.schema(
     [
@@ -63,6 +88,8 @@ class SelectStage(Stage):
     recipe: RecipeConfig
     tagger_columns: dict[str, list[str]]  # tagger -> the columns it adds
     rules: list[Rule]
+    blocklist: tuple[str, ...] = ()
+    phash_distance: int = 0
     max_workers: int | None = 1
 
     def shards(self) -> list[Shard]:
@@ -79,11 +106,23 @@ class SelectStage(Stage):
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes the subset."""
-        tables, judge = self._tables(), Judge(self.rules)
-        judge.learn(lambda: (batch.frame for batch in tables.batches()))
+        with tempfile.TemporaryDirectory() as sorted_lists:
+            blocked = sort_blocklists(self.blocklist, Path(sorted_lists)) if self.blocklist else None
+            return self._run(blocked, temporary)
+
+    def _run(self, blocked: Blocked | None, temporary: Path) -> Counts:
+        tables, judge = self._tables(), Judge(self.rules, has_blocklist=blocked is not None)
+        if blocked is not None:
+            tables.stored = list(dict.fromkeys([*tables.stored, *blocked.columns]))
+
+        def batches() -> Iterator[Batch]:
+            for batch in tables.batches():
+                yield batch if blocked is None else self._marked(batch, blocked)
+
+        judge.learn(lambda: (batch.frame for batch in batches()))
         counts, kept = Counts(), SubsetWriter(temporary / UIDS_NAME)
         with pq.ParquetWriter(temporary / DECISIONS_NAME, DECISIONS_SCHEMA, compression="zstd") as writer:
-            for batch in tables.batches():
+            for batch in batches():
                 reasons = judge.reasons(batch.frame)
                 counts.rows_in += len(reasons)
                 counts.dropped.update(dict(reasons.drop_nulls().value_counts().iter_rows()))
@@ -94,8 +133,17 @@ class SelectStage(Stage):
         self._write_recipe(temporary / RECIPE_NAME, counts, judge)
         return counts
 
+    def _marked(self, batch: Batch, blocked: Blocked) -> Batch:
+        """The batch with the column that says what is blocked."""
+        kinds = blocked.kinds(batch.frame, phash_distance=self.phash_distance)
+        names = pl.Series(BLOCKED, [*_BLOCKED_REASONS, None]).gather(
+            np.where(kinds < 0, len(_BLOCKED_REASONS), kinds)
+        )
+        return Batch(batch.frame.with_columns(names.alias(BLOCKED)), batch.shards)
+
     def _write_recipe(self, path: Path, counts: Counts, judge: Judge) -> None:
-        left, steps = counts.rows_in, []
+        left = counts.rows_in
+        steps = [reason for reason in _BLOCKED_REASONS if counts.dropped[reason]]
         for rule in self.rules:
             missing = [f"missing_{column}" for column in (*rule.columns, "value")]
             steps.append(rule.reason)
@@ -108,6 +156,7 @@ class SelectStage(Stage):
                 funnel.append({"reason": reason, "dropped": dropped, "left": left})
         value = {
             "recipe": asdict(self.recipe),
+            "blocklists": len(self.blocklist),  # never their names or entries
             "conditions": {rule.reason: rule.sql for rule in self.rules if isinstance(rule, KeepRule)},
             "rows_in": counts.rows_in,
             "rows_out": counts.rows_out,
@@ -169,15 +218,22 @@ def make_stage(config: "PipelineConfig") -> SelectStage:
             f"{config.tagger.taggers}; leave tagger.taggers as the recipe has it, or add it"
         )
     rules = compile_rules(recipe, known_columns(config.tagger, base_schema()))
+    settings: dict[str, Any] = {"recipe": asdict(recipe)}
+    if config.select.blocklist:
+        check_blocklists(config.select.blocklist, "select.blocklist")
+        settings["blocklist"] = [sha256_of(path) for path in config.select.blocklist]
+        settings["phash_distance"] = config.select.phash_distance
     return SelectStage(
         name="select",
         folder=output / "subset",
-        settings={"recipe": asdict(recipe)},
+        settings=settings,
         raw=output / "raw",
         tags=output / "tags",
         recipe=recipe,
         tagger_columns={tagger: list(columns) for tagger, columns in tag_columns(config.tagger).items()},
         rules=rules,
+        blocklist=tuple(config.select.blocklist),
+        phash_distance=config.select.phash_distance,
     )
 
 

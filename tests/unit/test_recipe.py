@@ -122,6 +122,14 @@ def test_a_word_of_sql_inside_a_text_is_only_a_text():
             "unknown column 'lang'; did you mean 'language'.* Rule 'x' of recipe 'mine' needs it",
         ),
         (
+            {"reason": "x", "balance": "entries", "max_per_entry": 5, "seed": 0},
+            "unknown column 'entries'.* Rule 'x' of recipe 'mine' needs it",
+        ),
+        (
+            {"reason": "x", "balance": "text", "max_per_entry": 5, "seed": 0},
+            "rule 'x' balances 'text', a String column; give a column of lists of whole numbers",
+        ),
+        (
             {"reason": "x", "top_fraction": 0.3, "of": "text"},
             "rule 'x' ranks by 'text', a String column; give a numeric column",
         ),

@@ -307,9 +307,12 @@ def test_datacomp_image_and_clip_takes_30_percent_of_the_whole_pool():
     ("name", "limit"), [("metaclip", 20_000), ("metaclip_400m", 20_000), ("metaclip_2_5b", 170_000)]
 )
 def test_metaclip(name, limit):
-    rare = {"metaclip_entries": [1]}
-    check(name, *[({**rare, "uid": f"{n:032x}"}, None) for n in range(50)], ({"metaclip_entries": []}, "no_metadata_match"),
-          ({"metaclip_entries": None}, "missing_metaclip_entries"))  # fmt: skip
+    check(
+        name,
+        *[({"uid": f"{n:032x}"}, None) for n in range(50)],
+        ({"metaclip_entries": []}, "no_metadata_match"),
+        ({"metaclip_entries": None}, "missing_metaclip_entries"),
+    )
     rules = compile_rules(composed(name).recipe, known_columns(composed(name).tagger, base_schema()))
     assert rules[-1].max_per_entry == limit
     # 30,000 rows with one entry: as many stay as the limit says, all of them below it; a rare entry saves its row.
