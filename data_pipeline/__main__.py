@@ -1,13 +1,16 @@
 """`python -m data_pipeline output_dir=... [recipe=...] [stage=...]`: see `--help`."""
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from crawl2clip.config import command, save_config
+from crawl2clip.errors import ConfigError
 from crawl2clip.files import write_json
 from crawl2clip.logs import provenance
 from data_pipeline.config import PipelineConfig
+from data_pipeline.own_recipe import with_own_recipe
 from data_pipeline.pipeline import describe_files, run_pipeline
 
 
@@ -22,4 +25,9 @@ def run(config: PipelineConfig, composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        sys.argv = with_own_recipe(sys.argv)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     command("data_pipeline", PipelineConfig, run)
