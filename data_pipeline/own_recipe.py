@@ -38,8 +38,8 @@ def register_recipe(path: str) -> str:
         value = OmegaConf.load(path)
     except OSError as error:
         raise ConfigError(
-            f"{asked} cannot be read ({error.strerror or error}); give the path of a YAML file, or the name of a recipe in "
-            "configs/recipe without .yaml"
+            f"{asked} cannot be read ({error.strerror or error}); give the path of a YAML file, or the name of "
+            "a recipe in configs/recipe without .yaml"
         ) from error
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{asked} is not YAML ({' '.join(str(error).split())}); correct it") from error

@@ -93,7 +93,9 @@ def rules_diff(a: RecipeConfig, b: RecipeConfig) -> list[str]:
 
 def _words(recipe: RecipeConfig, rule: Any) -> str:
     if rule.keep is None:
-        kinds = {name: value for name, value in asdict(rule).items() if value is not None and name != "reason"}
+        kinds = {
+            name: value for name, value in asdict(rule).items() if value is not None and name != "reason"
+        }
         return ", ".join(f"{name} {value}" for name, value in kinds.items())
     values = {**recipe.parameters, "min_text_length": recipe.min_text_length, "min_bytes": recipe.min_bytes}
     words = rule.keep
@@ -161,8 +163,12 @@ def _learnt(tables: RunTables, rules: list[Rule]) -> Judge:
 def rows_diff(a: str, b: str, counted: Counter[tuple[str | None, str | None]]) -> list[str]:
     """The lines that tell how many rows change, and why."""
     total = sum(counted.values())
-    only_a = Counter({right: rows for (left, right), rows in counted.items() if left is None and right is not None})
-    only_b = Counter({left: rows for (left, right), rows in counted.items() if right is None and left is not None})
+    only_a = Counter(
+        {right: rows for (left, right), rows in counted.items() if left is None and right is not None}
+    )
+    only_b = Counter(
+        {left: rows for (left, right), rows in counted.items() if right is None and left is not None}
+    )
     both = counted[None, None]
     lines = [
         f"{total:,} pairs: {both + only_a.total():,} kept by {a}, {both + only_b.total():,} by {b}",
@@ -170,7 +176,10 @@ def rows_diff(a: str, b: str, counted: Counter[tuple[str | None, str | None]]) -
         f"{total - both - only_a.total() - only_b.total():,} by neither",
     ]
     for keeps, drops, reasons in ((a, b, only_a), (b, a, only_b)):
-        lines += [f"kept by {keeps}, dropped by {drops} as {reason}: {rows:,}" for reason, rows in reasons.most_common()]
+        lines += [
+            f"kept by {keeps}, dropped by {drops} as {reason}: {rows:,}"
+            for reason, rows in reasons.most_common()
+        ]
     return lines
 
 

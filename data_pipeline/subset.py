@@ -146,28 +146,35 @@ def open_uids(path: str | Path, *, repeats: bool = False) -> np.ndarray:
 
 
 def is_in_subset(halves: np.ndarray, uids: np.ndarray) -> np.ndarray:
-    """Whether each uid is in a sorted subset, by binary search, so that the subset can stay on disk.
+    """Whether each uid is in a sorted subset: [N] bool of [N, 2] uint64 (high, low)."""
+    return count_in_subset(halves, uids) > 0
+
+
+def count_in_subset(halves: np.ndarray, uids: np.ndarray, *, only_smaller: bool = False) -> np.ndarray:
+    """How often each uid is in a sorted list, by binary search, so that the list can stay on disk.
 
     Args:
         halves: [N, 2] uint64, (high, low).
-        uids: sorted, `UID_DTYPE`.
+        uids: sorted; the fields f0 and f1 are the halves (`UID_DTYPE`, or more fields).
+        only_smaller: count the entries that come before each uid instead.
 
     Returns:
-        [N] bool.
+        [N] int64.
     """
-    if len(uids) == 0:
-        return np.zeros(len(halves), dtype=bool)
+    smaller = _num_before(halves, uids, with_equal=False)
+    return smaller if only_smaller else _num_before(halves, uids, with_equal=True) - smaller
+
+
+def _num_before(halves: np.ndarray, uids: np.ndarray, *, with_equal: bool) -> np.ndarray:
     low, high = np.zeros(len(halves), np.int64), np.full(len(halves), len(uids), np.int64)
     for _ in range(len(uids).bit_length()):
         middle = np.minimum((low + high) // 2, len(uids) - 1)
         probe = uids[middle]
-        smaller = (probe["f0"] < halves[:, 0]) | (
-            (probe["f0"] == halves[:, 0]) & (probe["f1"] < halves[:, 1])
-        )
+        second = probe["f1"] <= halves[:, 1] if with_equal else probe["f1"] < halves[:, 1]
+        before = (probe["f0"] < halves[:, 0]) | ((probe["f0"] == halves[:, 0]) & second)
         active = low < high
-        low, high = np.where(active & smaller, middle + 1, low), np.where(active & ~smaller, middle, high)
-    found = uids[np.minimum(low, len(uids) - 1)]
-    return (low < len(uids)) & (found["f0"] == halves[:, 0]) & (found["f1"] == halves[:, 1])
+        low, high = np.where(active & before, middle + 1, low), np.where(active & ~before, middle, high)
+    return low
 
 
 def order_keys(halves: np.ndarray, seed: int) -> np.ndarray:
