@@ -42,6 +42,7 @@ class RunTables:
     tags: Path  # holds a folder for each tagger
     stored: Sequence[str]  # columns of the download table, without uid
     tagged: dict[str, list[str]] = field(default_factory=dict)  # tagger -> its columns to read, at least one
+    _checked: bool = False  # uids were looked at in an earlier pass
 
     def inputs(self, asked_by: str) -> tuple[list[str], list[str]]:
         """(raw shards, every file that is read).
@@ -78,6 +79,7 @@ class RunTables:
             for tagger, columns in self.tagged.items():
                 frame = _joined(frame, lengths, self._paths(self.tags / tagger, names), columns)
             yield Batch(frame, list(zip(names, lengths, strict=True)))
+        self._checked = True
 
     def _groups(self) -> Iterator[list[str]]:
         group: list[str] = []

@@ -121,7 +121,10 @@ class SelectStage(Stage):
 
         judge.learn(lambda: (batch.frame for batch in batches()))
         counts, kept = Counts(), SubsetWriter(temporary / UIDS_NAME)
-        with pq.ParquetWriter(temporary / DECISIONS_NAME, DECISIONS_SCHEMA, compression="zstd") as writer:
+        # A dictionary of uids, none of which comes twice, would take longer than the rest.
+        coded: Any = ["shard", "reason"]
+        path = temporary / DECISIONS_NAME
+        with pq.ParquetWriter(path, DECISIONS_SCHEMA, compression="zstd", use_dictionary=coded) as writer:
             for batch in batches():
                 reasons = judge.reasons(batch.frame)
                 counts.rows_in += len(reasons)
@@ -247,6 +250,28 @@ def read_decisions(output_dir: str | Path) -> pl.DataFrame:
     if not path.is_file():
         raise DataError(f"{path} is missing; run stage=select")
     return pl.read_parquet(path)
+
+
+def iter_decisions(output_dir: str | Path) -> Iterator[tuple[str, pl.DataFrame]]:
+    """(raw shard, the verdict on each of its pairs: uid, kept, reason), shard by shard, in the order of the raw shards.
+
+    Raises:
+        DataError: the select stage has not run.
+    """
+    path = Path(output_dir) / "subset" / DECISIONS_NAME
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run stage=select before stage=report")
+    held: list[pl.DataFrame] = []
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            rows = pl.DataFrame(pl.from_arrow(file.read_row_group(number)))
+            rows = rows.with_columns(pl.col("shard", "reason").cast(pl.String))
+            if held and len(rows) and rows["shard"][0] != held[0]["shard"][0]:
+                yield held[0]["shard"][0], pl.concat(held).drop("shard")
+                held = []
+            held += [rows] if len(rows) else []  # a shard has one row group, a very large one several
+    if held:
+        yield held[0]["shard"][0], pl.concat(held).drop("shard")
 
 
 def read_recipe(output_dir: str | Path) -> dict[str, Any]:
