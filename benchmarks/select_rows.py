@@ -18,39 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = [
-    "cat",
-    "dog",
-    "red",
-    "photo",
-    "of",
-    "the",
-    "a",
-    "house",
-    "vintage",
-    "blue",
-    "car",
-    "women",
-    "shoes",
-    "in",
-    "for",
-    "free",
-    "image",
-    "size",
-    "black",
-    "wall",
-    "art",
-    "home",
-    "design",
-    "new",
-    "wedding",
-    "card",
-    "stock",
-    "vector",
-    "tree",
-    "view",
-    "city",
-]
+WORDS = (
+    "cat dog red photo of the a house vintage blue car women shoes in for free image size black wall art home design "
+    "new wedding card stock vector tree view city"
+)
 TEXTS = 20_000
 ENTRIES = 500_000
 TEMPLATES = 50
@@ -64,7 +35,7 @@ def write_run(folder: Path, rows: int, rows_per_shard: int) -> None:
     ]:
         return
     random = np.random.default_rng(0)
-    texts = pa.array([" ".join(random.choice(WORDS, random.integers(1, 12))) for _ in range(TEXTS)])
+    texts = pa.array([" ".join(random.choice(WORDS.split(), random.integers(1, 12))) for _ in range(TEXTS)])
     names = [f"{number:08d}" for number in range(-(-rows // rows_per_shard))]
     folders = {
         "raw": "download",

@@ -1,5 +1,8 @@
 """The report stage: `report/report.html`, one page that shows what a run kept, what it dropped, and why.
 
+Beside it lie the data set's papers: `report.datasheet.md`, `report.croissant.json` and `report.dataset_card.md`, the
+README.md of a data set on the Hugging Face hub (report_papers.py).
+
 `pipeline_sections` makes the page's sections from a run's folders, `report_page.render_report` the page; a script
 that has more to tell (scores, loss curves) puts its own sections beside these and renders the page itself.
 """
@@ -20,6 +23,7 @@ from data_pipeline.report_data import (
     gather,
     read_stage_rows,
 )
+from data_pipeline.report_facts import gather_facts
 from data_pipeline.report_page import (
     DROPPED_COLOR,
     KEPT_COLOR,
@@ -36,6 +40,7 @@ from data_pipeline.report_page import (
     table,
     tiles,
 )
+from data_pipeline.report_papers import croissant_text, dataset_card, datasheet
 from data_pipeline.select import read_recipe
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 
@@ -43,6 +48,9 @@ if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
 REPORT_NAME = "report.html"
+DATASHEET_NAME, CARD_NAME, CROISSANT_NAME = (
+    f"report.{name}" for name in ("datasheet.md", "dataset_card.md", "croissant.json")
+)
 EXAMPLES_PER_REASON = 24
 VALUES_SHOWN = 15
 FILES_SHOWN = 50
@@ -75,9 +83,18 @@ class ReportStage(Stage):
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes report.html."""
         recipe = read_recipe(self.output_dir)
+        gathered = gather(self.output_dir, examples_per_reason=EXAMPLES_PER_REASON)
+        facts = gather_facts(self.output_dir, gathered)
         title = f"Recipe {recipe['recipe']['name']}: {recipe['rows_out']:,} pairs kept"
-        page = render_report(title, pipeline_sections(self.output_dir), subtitle=recipe["recipe"]["source"])
-        (temporary / REPORT_NAME).write_text(page, encoding="utf-8")
+        sections = sections_of(self.output_dir, gathered)
+        texts = {
+            REPORT_NAME: render_report(title, sections, subtitle=recipe["recipe"]["source"]),
+            DATASHEET_NAME: datasheet(facts),
+            CARD_NAME: dataset_card(facts),
+            CROISSANT_NAME: croissant_text(facts),
+        }
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         return Counts(rows_in=recipe["rows_in"], rows_out=recipe["rows_in"])
 
 
@@ -96,7 +113,11 @@ def pipeline_sections(
         DataError: the run has no selection yet, or a table is damaged.
     """
     output_dir = Path(output_dir)
-    gathered = gather(output_dir, examples_per_reason=examples_per_reason)
+    return sections_of(output_dir, gather(output_dir, examples_per_reason=examples_per_reason))
+
+
+def sections_of(output_dir: Path, gathered: Gathered) -> list[Section]:
+    """The sections, of what was gathered."""
     recipe = read_recipe(output_dir)
     stages = read_stage_rows(output_dir)
     sections = [
