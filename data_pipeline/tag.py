@@ -19,15 +19,32 @@ from data_pipeline.clip_models import ClipModelConfig, clip_columns
 from data_pipeline.language import LanguageDetector, require_detector
 from data_pipeline.language_tagger import LANGUAGE_COLUMNS, LanguageStage
 from data_pipeline.stage import Stage
-from data_pipeline.taggers.contamination import CONTAMINATION_COLUMNS, ContaminationConfig
-from data_pipeline.taggers.duplicates import DUPLICATES_COLUMNS, DuplicatesConfig
-from data_pipeline.taggers.heads import HeadConfig, HeadTagger, check_heads, chosen_heads, head_columns
-from data_pipeline.taggers.image_cluster import IMAGE_CLUSTER_COLUMNS, ImageClusterConfig
-from data_pipeline.taggers.imagenet_text import IMAGENET_TEXT_COLUMNS, ImagenetTextConfig
-from data_pipeline.taggers.metaclip import METACLIP_COLUMNS, MetaclipConfig
-from data_pipeline.taggers.text import TEXT_COLUMNS, TextConfig
-from data_pipeline.taggers.watermark import WATERMARK_COLUMNS, WatermarkConfig
-from data_pipeline.taggers.zero_shot import ZeroShotConfig, check_zero_shot, zero_shot_columns
+from data_pipeline.taggers import (
+    contamination,
+    duplicates,
+    image_cluster,
+    imagenet_text,
+    metaclip,
+    text,
+    watermark,
+    zero_shot,
+)
+from data_pipeline.taggers.contamination import ContaminationConfig
+from data_pipeline.taggers.duplicates import DuplicatesConfig
+from data_pipeline.taggers.heads import (
+    HeadConfig,
+    HeadTagger,
+    check_heads,
+    chosen_heads,
+    head_columns,
+    make_head_stages,
+)
+from data_pipeline.taggers.image_cluster import ImageClusterConfig
+from data_pipeline.taggers.imagenet_text import ImagenetTextConfig
+from data_pipeline.taggers.metaclip import MetaclipConfig
+from data_pipeline.taggers.text import TextConfig
+from data_pipeline.taggers.watermark import WatermarkConfig
+from data_pipeline.taggers.zero_shot import ZeroShotConfig
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -49,6 +66,10 @@ class TagConfig:
     device: str = MISSING  # auto, cpu or cuda; every worker loads the models, workers take the GPUs in turn
     precision: str = MISSING  # of the towers: fp32, bf16 or fp16; the cosine is always float32
     image_batch_size: int = MISSING  # images a forward pass, 1 or more
+    # JPEGs are decoded at a DCT scale (1/2, 1/4, 1/8) that leaves at least this multiple of what the largest model
+    # sees, 1 or more; null: always in full
+    decode_margin: float | None = MISSING
+    weights_cache: str = MISSING  # folder where weights fetched from an address are kept, under their SHA-256
     # The catalogue of heads, and which of them the taggers aesthetic, unsafe and head use, the first one first.
     heads: dict[str, HeadConfig] = field(default_factory=dict)
     use_heads: list[str] = field(default_factory=list)
@@ -78,6 +99,8 @@ class TagConfig:
             )
         if isinstance(self.image_batch_size, int) and self.image_batch_size < 1:
             raise ConfigError(f"tagger.image_batch_size is {self.image_batch_size}; give 1 or more images")
+        if isinstance(self.decode_margin, float) and self.decode_margin < 1:
+            raise ConfigError(f"tagger.decode_margin is {self.decode_margin}; give 1 or more, or null")
         self._check_models()
         self._check_heads()
         for tagger in self.taggers:
@@ -175,15 +198,9 @@ def _check_clip(config: TagConfig) -> None:
 
 def _heads(kind: HeadTagger) -> Tagger:
     return Tagger(
-        _not_yet,
+        lambda config: make_head_stages(kind, config),
         lambda c: head_columns(kind, list(chosen_heads(kind, c.heads, c.use_heads))),
         lambda c: check_heads(kind, c),
-    )
-
-
-def _not_yet(config: "PipelineConfig") -> list[Stage]:
-    raise ConfigError(
-        "this tagger is being built: its columns and settings are known, its stages are not here"
     )
 
 
@@ -193,14 +210,32 @@ TAGGERS = {
     "aesthetic": _heads(HeadTagger.aesthetic),
     "unsafe": _heads(HeadTagger.unsafe),
     "head": _heads(HeadTagger.head),
-    "watermark": Tagger(_not_yet, lambda c: WATERMARK_COLUMNS),
-    "zero_shot": Tagger(_not_yet, lambda c: zero_shot_columns(c.zero_shot.sets), check_zero_shot),
-    "text": Tagger(_not_yet, lambda c: TEXT_COLUMNS),
-    "imagenet_text": Tagger(_not_yet, lambda c: IMAGENET_TEXT_COLUMNS),
-    "metaclip": Tagger(_not_yet, lambda c: METACLIP_COLUMNS),
-    "image_cluster": Tagger(_not_yet, lambda c: IMAGE_CLUSTER_COLUMNS),
-    "duplicates": Tagger(_not_yet, lambda c: DUPLICATES_COLUMNS),
-    "contamination": Tagger(_not_yet, lambda c: CONTAMINATION_COLUMNS),
+    "watermark": Tagger(watermark.make_stages, lambda c: watermark.WATERMARK_COLUMNS),
+    "zero_shot": Tagger(
+        zero_shot.make_stages,
+        lambda c: zero_shot.zero_shot_columns(c.zero_shot.sets),
+        zero_shot.check_zero_shot,
+    ),
+    "text": Tagger(text.make_stages, lambda c: text.TEXT_COLUMNS),
+    "imagenet_text": Tagger(
+        imagenet_text.make_stages,
+        lambda c: imagenet_text.IMAGENET_TEXT_COLUMNS,
+        imagenet_text.check_imagenet_text,
+    ),
+    "metaclip": Tagger(metaclip.make_stages, lambda c: metaclip.METACLIP_COLUMNS, metaclip.check_metaclip),
+    "image_cluster": Tagger(
+        image_cluster.make_stages,
+        lambda c: image_cluster.IMAGE_CLUSTER_COLUMNS,
+        image_cluster.check_image_cluster,
+    ),
+    "duplicates": Tagger(
+        duplicates.make_stages, lambda c: duplicates.DUPLICATES_COLUMNS, duplicates.check_duplicates
+    ),
+    "contamination": Tagger(
+        contamination.make_stages,
+        lambda c: contamination.CONTAMINATION_COLUMNS,
+        contamination.check_contamination,
+    ),
 }
 """Every tagger there is."""
 

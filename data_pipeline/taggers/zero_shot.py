@@ -1,19 +1,27 @@
 """Zero-shot tags: which of some prompts an image is nearest to, as LAION-400M told unsafe images.
 
-For each set of prompts, `zero_shot_<set>` counts how many of the `top` nearest prompts are flagged ones. The set `nsfw`
-also gives the column `nsfw` in LAION's words: none flagged UNLIKELY, all of them NSFW, else UNSURE.
+For each set of prompts, `zero_shot_<set>` counts how many of the `top` nearest prompts are flagged ones. The set
+`nsfw` also gives the column `nsfw` in LAION's words: none flagged UNLIKELY, all of them NSFW, else UNSURE.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 from omegaconf import MISSING
 
-from crawl2clip.errors import ConfigError, unknown_name
+from crawl2clip.errors import ConfigError
+from data_pipeline.clip_models import ClipModelConfig, check_models, weights_fingerprint
+from data_pipeline.embeddings import ImageEmbeddings, read_embeddings
+from data_pipeline.stage import Counts, Shard, Stage
+from data_pipeline.taggers.heads import check_clip_model
+from data_pipeline.worker_device import device_of_worker, max_model_workers
 
 if TYPE_CHECKING:
+    from data_pipeline.config import PipelineConfig
     from data_pipeline.tag import TagConfig
 
 NSFW = "nsfw"  # the set whose count also becomes LAION's word
@@ -72,7 +80,105 @@ def check_zero_shot(config: "TagConfig") -> None:
     asked = config.zero_shot
     if not asked.sets:
         raise ConfigError("the zero_shot tagger is asked for, but tagger.zero_shot.sets is empty; give a set")
-    models = {model.name: model for model in config.models}
-    if asked.clip_model is not None and asked.clip_model not in models:
-        do = "tagger.zero_shot.clip_model names it."
-        raise ConfigError(unknown_name("clip model", asked.clip_model, models, do=do))
+    check_clip_model(config, "zero_shot", asked.clip_model, "tagger.zero_shot.clip_model names it.")
+
+
+@dataclass
+class ZeroShotStage(Stage):
+    """Compares the image embeddings of raw shards with those of prompts."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    source: ImageEmbeddings
+    model: ClipModelConfig  # model and pretrained filled in
+    sets: dict[str, PromptSetConfig]
+    device: str
+    precision: str
+    max_workers: int | None = None
+
+    def shards(self) -> list[Shard]:
+        """One for each shard of the clip tagger."""
+        return self.source.shards()
+
+    def setup(self) -> dict[str, np.ndarray]:
+        """Embeddings of each set's prompts, float32 [prompts, D], the plain ones first."""
+        from crawl2clip.encoder import load_encoder
+
+        device = device_of_worker(self.device)
+        encoder = load_encoder(
+            self.model.model, self.model.pretrained, device=device, precision=self.precision
+        )
+        return {
+            name: encoder.encode_texts([*prompts.plain, *prompts.flagged]).numpy()
+            for name, prompts in self.sets.items()
+        }
+
+    def run(self, context: dict[str, np.ndarray], shard: Shard, temporary: Path) -> Counts:
+        """Tags one raw shard."""
+        uids, embeddings = read_embeddings(*shard.inputs)
+        features = np.asarray(embeddings, np.float32)
+        present = np.isfinite(features).all(axis=1)
+        columns: dict[str, pl.Series] = {}
+        for name, prompts in self.sets.items():
+            found = np.zeros(len(uids), np.int32)
+            found[present] = _flagged_of_best(features[present], context[name], prompts)
+            count = pl.Series(found).set(pl.Series(~present), None)
+            if name == NSFW:
+                columns[NSFW] = _laion_word(count, prompts.top)
+            columns[f"zero_shot_{name}"] = count
+        why = pl.Series([None if there else "no_embedding" for there in present.tolist()], dtype=pl.String)
+        table = pl.DataFrame({"uid": pl.Series(uids, dtype=pl.String), **columns, "zero_shot_error": why})
+        table.select("uid", *zero_shot_columns(self.sets)).write_parquet(temporary / f"{shard.name}.parquet")
+        counts = Counts(rows_in=len(uids), rows_out=len(uids))
+        if not present.all():
+            counts.extra["zero_shot_no_embedding"] = int((~present).sum())
+        return counts
+
+
+def _flagged_of_best(features: np.ndarray, prompts: np.ndarray, config: PromptSetConfig) -> np.ndarray:
+    """int [N]: flagged prompts among the `top` with the largest cosine."""
+    similarity = features @ prompts.T
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, : config.top]
+    return (best >= len(config.plain)).sum(axis=1)
+
+
+def _laion_word(flagged: pl.Series, top: int) -> pl.Series:
+    frame = flagged.to_frame("flagged")
+    word = (
+        pl.when(pl.col("flagged") == 0)
+        .then(pl.lit("UNLIKELY"))
+        .when(pl.col("flagged") == top)
+        .then(pl.lit("NSFW"))
+        .when(pl.col("flagged").is_not_null())
+        .then(pl.lit("UNSURE"))
+    )
+    return frame.select(word.alias(NSFW))[NSFW]
+
+
+def make_stages(config: "PipelineConfig") -> list[Stage]:
+    """The stage."""
+    asked, output = config.tagger, Path(config.output_dir)
+    models = asked.resolved_models()
+    check_models(models)
+    source = ImageEmbeddings(output / "tags" / "clip", models, asked.zero_shot.clip_model)
+    model = next(entry for entry in models if entry.name == source.model)
+    settings = {
+        "model": model.model,
+        "pretrained": model.pretrained,
+        "weights_sha256": weights_fingerprint(model.pretrained),
+        "precision": asked.precision,
+        "sets": {name: asdict(prompts) for name, prompts in asked.zero_shot.sets.items()},
+    }
+    stage = ZeroShotStage(
+        name="tag/zero_shot",
+        folder=output / "tags" / "zero_shot",
+        settings=settings,
+        source=source,
+        model=model,
+        sets=dict(asked.zero_shot.sets),
+        device=asked.device,
+        precision=asked.precision,
+        max_workers=max_model_workers(asked.device),
+    )
+    return [stage]
