@@ -15,7 +15,7 @@ import pyarrow as pa
 from data_pipeline.blocklist import OF_CONTENT, BlockKind, host_of, sha256_of_text
 from data_pipeline.blocklist_files import read_blocklist
 from data_pipeline.deduplicate_keys import KeyListWriter, find, keys_of_hex, open_keys
-from data_pipeline.near_hashes import is_near
+from data_pipeline.taggers.hamming import HammingIndex
 
 _EMPTY = np.empty((2, 0), np.uint64)
 
@@ -36,12 +36,16 @@ class Blocked(NamedTuple):
         of_content = [kind.value for kind in OF_CONTENT if getattr(self, kind.value).shape[1]]
         return [*(["url"] if self.url.shape[1] or self.domain.shape[1] else []), *of_content]
 
-    def kinds(self, frame: pl.DataFrame, *, phash_distance: int) -> np.ndarray:
+    def near(self, distance: int) -> HammingIndex:
+        """The listed perceptual hashes, to be asked for those that differ in at most `distance` bits."""
+        return HammingIndex(np.array(self.phash[0]), distance)
+
+    def kinds(self, frame: pl.DataFrame, near: HammingIndex) -> np.ndarray:
         """Why each row is blocked: [N] int8, an index into `BlockKind`, or -1; the first kind that applies.
 
         Args:
             frame: uid and `columns`; hashes of the image may be null.
-            phash_distance: bits in which a perceptual hash may differ from a listed one.
+            near: `self.near(...)`, made once.
         """
         urls = pa.chunked_array([frame["url"].to_arrow()]) if "url" in frame.columns else None
         uid_keys = keys_of_hex("".join(frame["uid"].to_list()).encode())
@@ -55,7 +59,7 @@ class Blocked(NamedTuple):
             hashes = "".join(frame[kind.value].gather(rows).to_list()).encode()
             if kind == BlockKind.phash:
                 words = np.frombuffer(binascii.unhexlify(hashes), ">u8").astype(np.uint64)
-                hits = is_near(self.phash[0], words, phash_distance)
+                hits = near.first_within(words) >= 0
             else:
                 keys = keys_of_hex(hashes)[:: 2 if kind == BlockKind.sha256 else 1]
                 hits = find(getattr(self, kind.value), keys[:, 0], keys[:, 1]) >= 0

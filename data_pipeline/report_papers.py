@@ -18,8 +18,8 @@ from data_pipeline.report_page import TEMPLATES
 # Croissant's own context, which its format asks every file to repeat.
 _CONTEXT: dict[str, Any] = {
     "@language": "en", "@vocab": "https://schema.org/", "citeAs": "cr:citeAs", "column": "cr:column",
-    "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/", "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"}, "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "dct": "http://purl.org/dc/terms/",
     "examples": {"@id": "cr:examples", "@type": "@json"}, "extract": "cr:extract", "field": "cr:field",
     "fileObject": "cr:fileObject", "fileProperty": "cr:fileProperty", "fileSet": "cr:fileSet", "format": "cr:format",
     "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset", "jsonPath": "cr:jsonPath", "key": "cr:key",
@@ -100,10 +100,9 @@ def croissant(facts: Facts) -> dict[str, Any]:
         "description": about,
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "citeAs": facts.source,
-        "creator": {"@type": "sc:Organization", "name": "see the owner of this copy"},
         "datePublished": facts.date,
-        "license": "https://creativecommons.org/licenses/by/4.0/",  # of the list; the images belong to their owners
-        "url": "https://example.org/" + facts.name,
+        # The run cannot know more; creator and url are for its owner to add.
+        "license": "Images and texts belong to their owners; the terms of the list are to be given by its owner.",
         "version": _semantic(facts.version),
         "distribution": distribution,
         "recordSet": records,

@@ -28,13 +28,13 @@ from data_pipeline.blocked import Blocked, sort_blocklists
 from data_pipeline.blocklist import BlockKind
 from data_pipeline.blocklist_files import check_blocklists
 from data_pipeline.judge import BLOCKED, Judge
-from data_pipeline.near_hashes import MAX_DISTANCE
 from data_pipeline.recipe import RecipeConfig
 from data_pipeline.rules import KeepRule, Rule, base_schema, columns_to_read, compile_rules
 from data_pipeline.run_tables import Batch, RunTables
 from data_pipeline.stage import Counts, Shard, Stage
 from data_pipeline.subset import SubsetWriter, uid_halves
 from data_pipeline.tag import known_columns, tag_columns
+from data_pipeline.taggers.hamming import MAX_RADIUS, HammingIndex
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -55,9 +55,9 @@ class SelectConfig:
     phash_distance: int = MISSING  # bits of 64 in which a perceptual hash may differ from a listed one
 
     def __post_init__(self) -> None:
-        if isinstance(self.phash_distance, int) and not 0 <= self.phash_distance <= MAX_DISTANCE:
+        if isinstance(self.phash_distance, int) and not 0 <= self.phash_distance <= MAX_RADIUS:
             raise ConfigError(
-                f"select.phash_distance is {self.phash_distance}; give 0 to {MAX_DISTANCE} bits of 64"
+                f"select.phash_distance is {self.phash_distance}; give 0 to {MAX_RADIUS} bits of 64"
             )
 
 
@@ -115,9 +115,11 @@ class SelectStage(Stage):
         if blocked is not None:
             tables.stored = list(dict.fromkeys([*tables.stored, *blocked.columns]))
 
+        near = None if blocked is None else blocked.near(self.phash_distance)
+
         def batches() -> Iterator[Batch]:
             for batch in tables.batches():
-                yield batch if blocked is None else self._marked(batch, blocked)
+                yield batch if blocked is None or near is None else _marked(batch, blocked, near)
 
         judge.learn(lambda: (batch.frame for batch in batches()))
         counts, kept = Counts(), SubsetWriter(temporary / UIDS_NAME)
@@ -135,14 +137,6 @@ class SelectStage(Stage):
         counts.rows_out = kept.close()
         self._write_recipe(temporary / RECIPE_NAME, counts, judge)
         return counts
-
-    def _marked(self, batch: Batch, blocked: Blocked) -> Batch:
-        """The batch with the column that says what is blocked."""
-        kinds = blocked.kinds(batch.frame, phash_distance=self.phash_distance)
-        names = pl.Series(BLOCKED, [*_BLOCKED_REASONS, None]).gather(
-            np.where(kinds < 0, len(_BLOCKED_REASONS), kinds)
-        )
-        return Batch(batch.frame.with_columns(names.alias(BLOCKED)), batch.shards)
 
     def _write_recipe(self, path: Path, counts: Counts, judge: Judge) -> None:
         left = counts.rows_in
@@ -192,6 +186,14 @@ def tables_for(raw: Path, tags: Path, rules: list[Rule], tagger_columns: dict[st
         stored=sorted(read - {"uid"} - of_taggers),
         tagged={tagger: columns for tagger, columns in tagged.items() if columns},
     )
+
+
+def _marked(batch: Batch, blocked: Blocked, near: HammingIndex) -> Batch:
+    """The batch with the column that says what is blocked."""
+    kinds = blocked.kinds(batch.frame, near)
+    places = np.where(kinds < 0, len(_BLOCKED_REASONS), kinds)
+    names = pl.Series(BLOCKED, [*_BLOCKED_REASONS, None]).gather(places)
+    return Batch(batch.frame.with_columns(names), batch.shards)
 
 
 def _decisions(batch: Batch, reasons: pl.Series) -> Iterator[pa.Table]:

@@ -27,8 +27,8 @@ from crawl2clip.logs import setup_logging
 from crawl2clip.shards import MANIFEST_NAME, read_manifest
 from data_pipeline.blocklist_files import check_blocklists
 from data_pipeline.executors.local import LocalExecutor
-from data_pipeline.near_hashes import MAX_DISTANCE
 from data_pipeline.stage import Executor, Stage, finished_shards, run_stage
+from data_pipeline.taggers.hamming import MAX_RADIUS
 from data_pipeline.takedown_steps import (
     FindStage,
     PutInPlaceStage,
@@ -48,8 +48,8 @@ def make_stages(root: Path, blocklist: Sequence[str], name: str, phash_distance:
     """
     if not name or not set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
         raise ConfigError(f"--name is {name!r}; give letters, digits, '.', '_' and '-', such as a date")
-    if not 0 <= phash_distance <= MAX_DISTANCE:
-        raise ConfigError(f"--phash-distance is {phash_distance}; give 0 to {MAX_DISTANCE} bits of 64")
+    if not 0 <= phash_distance <= MAX_RADIUS:
+        raise ConfigError(f"--phash-distance is {phash_distance}; give 0 to {MAX_RADIUS} bits of 64")
     check_blocklists(list(blocklist), "--blocklist")
     raw = root / "raw"
     if (raw / "manifest.json").is_file():

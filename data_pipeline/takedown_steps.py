@@ -20,6 +20,7 @@ from crawl2clip.shards import MANIFEST_NAME, ShardEntry, read_manifest
 from data_pipeline.blocked import Blocked, sort_blocklists
 from data_pipeline.blocklist import HASH_DIGITS, OF_CONTENT, BlockKind
 from data_pipeline.stage import MANIFEST, STATS_SUFFIX, Counts, Shard, Stage, finished_shards
+from data_pipeline.taggers.hamming import HammingIndex
 from data_pipeline.takedown_files import (
     describe_tar,
     kept_rows,
@@ -44,6 +45,7 @@ _UID = r"^[0-9a-f]{32}$"
 
 class _Lists(NamedTuple):
     blocked: Blocked
+    near: HammingIndex
     folder: ExitStack  # keeps the sorted lists
 
 
@@ -66,7 +68,8 @@ class FindStage(Stage):
         """The lists, sorted."""
         stack = ExitStack()
         folder = stack.enter_context(TemporaryDirectory())
-        return _Lists(sort_blocklists(self.blocklist, Path(folder)), stack)
+        blocked = sort_blocklists(self.blocklist, Path(folder))
+        return _Lists(blocked, blocked.near(self.phash_distance), stack)
 
     def run(self, context: _Lists, shard: Shard, temporary: Path) -> Counts:
         """Writes the rows found."""
@@ -79,7 +82,7 @@ class FindStage(Stage):
         else:
             frame = _read_raw(source, columns)
             judged = frame
-        kinds = context.blocked.kinds(judged, phash_distance=self.phash_distance)
+        kinds = context.blocked.kinds(judged, context.near)
         hits = np.flatnonzero(kinds >= 0)
         names = [kind.value for kind in BlockKind]
         found = frame.select(

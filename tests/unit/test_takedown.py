@@ -23,7 +23,6 @@ from crawl2clip.shards import (
     write_manifest,
 )
 from data_pipeline.blocklist import BlockKind, hash_of
-from data_pipeline.near_hashes import is_near
 from data_pipeline.stage import Outcome, make_shard, publish_shard, temporary_folder
 from data_pipeline.takedown import main, make_stages, take_down
 
@@ -264,21 +263,6 @@ def test_a_perceptual_hash_is_found_within_the_distance(tmp_path):
     assert run(tmp_path / "run", [path], name="near", distance=2) == {}
     assert run(tmp_path / "run", [path], name="three", distance=3)["phash"] >= 1
     assert PAIRS[5][0]["uid"] not in everything(tmp_path / "run")["raw/00000000.tar"]
-
-
-def test_near_hashes_are_exact():
-    random = np.random.default_rng(1)
-    listed = random.integers(0, 2**64, 300, dtype=np.uint64)
-    hashes = random.integers(0, 2**64, 500, dtype=np.uint64)
-    for number in range(400):  # most lie near a listed one
-        flips = random.choice(64, size=number % 10, replace=False)
-        hashes[number] = listed[number % 300] ^ np.bitwise_or.reduce(
-            np.array([1 << int(f) for f in flips] or [0], np.uint64)
-        )
-    for distance in (0, 1, 3, 6, 9, 15):
-        plain = [min((int(a) ^ int(b)).bit_count() for b in listed) <= distance for a in hashes]
-        assert is_near(listed, hashes, distance).tolist() == plain
-    assert not is_near(listed[:0], hashes, 3).any()
 
 
 def test_a_strangers_shards_are_read_as_they_are(tmp_path):
