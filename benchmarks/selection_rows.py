@@ -1,6 +1,6 @@
-"""A tagged run for benchmarks/select.py: raw tables and tags as the stages write them, without the images.
+"""A tagged run for benchmarks/selection.py: raw tables and tags as the stages write them, without the images.
 
-    python select_rows.py FOLDER ROWS ROWS_PER_SHARD
+    python selection_rows.py FOLDER ROWS ROWS_PER_SHARD
 
 Uids are random, a shard has them in the same order in every table, captions are drawn from 20,000 texts, scores are
 normal around 0.2 in English and 0.18 elsewhere, sizes log-normal; a caption has 0 to 7 of 500,000 metadata entries,

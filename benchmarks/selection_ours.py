@@ -1,6 +1,6 @@
-"""Our select stage on a tagged run, in a process of its own, for benchmarks/select.py.
+"""Our select stage on a tagged run, in a process of its own, for benchmarks/selection.py.
 
-python select_ours.py FOLDER RECIPE
+python selection_ours.py FOLDER RECIPE
 """
 
 import shutil
