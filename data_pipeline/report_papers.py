@@ -15,20 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_pipeline.report_facts import Facts
 from data_pipeline.report_page import TEMPLATES
 
-# Croissant's own context, which its format asks every file to repeat.
-_CONTEXT: dict[str, Any] = {
-    "@language": "en", "@vocab": "https://schema.org/", "citeAs": "cr:citeAs", "column": "cr:column",
-    "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"}, "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "dct": "http://purl.org/dc/terms/",
-    "examples": {"@id": "cr:examples", "@type": "@json"}, "extract": "cr:extract", "field": "cr:field",
-    "fileObject": "cr:fileObject", "fileProperty": "cr:fileProperty", "fileSet": "cr:fileSet", "format": "cr:format",
-    "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset", "jsonPath": "cr:jsonPath", "key": "cr:key",
-    "md5": "cr:md5", "parentField": "cr:parentField", "path": "cr:path", "rai": "http://mlcommons.org/croissant/RAI/",
-    "recordSet": "cr:recordSet", "references": "cr:references", "regex": "cr:regex", "repeated": "cr:repeated",
-    "replace": "cr:replace", "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source",
-    "subField": "cr:subField", "transform": "cr:transform",
-}  # fmt: skip
 _MAX_FILES_LISTED = 1000
+_MEMBERS = (
+    ("captions", "*.txt", "text/plain", "sc:Text", "The caption."),
+    ("images", ["*.jpg", "*.png", "*.webp"], "image/*", "sc:ImageObject", "The image as stored."),
+    ("metadata", "*.json", "application/json", "sc:Text", "Address, page, licence and hashes, as JSON."),
+)
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"))  # fmt: skip
 
@@ -64,37 +56,20 @@ def croissant(facts: Facts) -> dict[str, Any]:
         for name, digest in listed.items()
     ]
     records: list[dict[str, Any]] = []
-    if listed:
-        for kind, pattern, form in (
-            ("images", ["*.jpg", "*.png", "*.webp"], "image/*"),
-            ("captions", ["*.txt"], "text/plain"),
-            ("metadata", ["*.json"], "application/json"),
-        ):
-            distribution.append(
-                {
-                    "@type": "cr:FileSet",
-                    "@id": kind,
-                    "name": kind,
-                    "containedIn": [{"@id": name} for name in listed],
-                    "encodingFormat": form,
-                    "includes": pattern,
-                }
-            )
-        records.append(
+    for kind, pattern, form, data_type, what in _MEMBERS if listed else ():
+        distribution.append(
             {
-                "@type": "cr:RecordSet",
-                "@id": "samples",
-                "name": "samples",
-                "description": "One pair; image, caption and metadata share the file name, which is the uid.",
-                "field": [
-                    _field("samples/image", "The image as stored.", "sc:ImageObject", "images", "content"),
-                    _field("samples/caption", "The caption.", "sc:Text", "captions", "content"),
-                    _field("samples/metadata", "Where it comes from.", "sc:Text", "metadata", "content"),
-                ],
+                "@type": "cr:FileSet",
+                "@id": f"{kind}-files",
+                "name": f"{kind}-files",
+                "containedIn": [{"@id": name} for name in listed],
+                "encodingFormat": form,
+                "includes": pattern,
             }
         )
+        records.append(_record_set(kind, data_type, what))
     return {
-        "@context": _CONTEXT,
+        "@context": json.loads((TEMPLATES / "croissant_context.json").read_text()),  # every file repeats it
         "@type": "sc:Dataset",
         "name": facts.name,
         "description": about,
@@ -114,15 +89,31 @@ def croissant_text(facts: Facts) -> str:
     return json.dumps(croissant(facts), indent=2, ensure_ascii=False) + "\n"
 
 
-def _field(name: str, description: str, kind: str, file_set: str, file_property: str) -> dict[str, Any]:
-    return {
+def _record_set(kind: str, data_type: str, what: str) -> dict[str, Any]:
+    """One kind of file of the samples; those of a sample share the uid, which is the file's name."""
+    source = {"fileSet": {"@id": f"{kind}-files"}}
+    uid: dict[str, Any] = {
         "@type": "cr:Field",
-        "@id": name,
-        "name": name.rpartition("/")[2],
-        "description": description,
-        "dataType": kind,
-        "source": {"fileSet": {"@id": file_set}, "extract": {"fileProperty": file_property}},
+        "@id": f"{kind}/uid",
+        "name": "uid",
+        "description": "The pair's uid.",
+        "dataType": "sc:Text",
+        "source": {
+            **source,
+            "extract": {"fileProperty": "filename"},
+        },
     }
+    if kind != _MEMBERS[0][0]:
+        uid["references"] = {"field": {"@id": f"{_MEMBERS[0][0]}/uid"}}
+    content = {
+        "@type": "cr:Field",
+        "@id": f"{kind}/content",
+        "name": "content",
+        "description": what,
+        "dataType": data_type,
+        "source": {**source, "extract": {"fileProperty": "content"}},
+    }
+    return {"@type": "cr:RecordSet", "@id": kind, "name": kind, "description": what, "field": [uid, content]}
 
 
 def _semantic(version: str) -> str:
