@@ -264,7 +264,8 @@ class ContaminationStage(Stage):
         none = len(context.names)
         found = np.where(rows["has_near"], context.hashes.first_within(rows["hash"]), -1)
         found = np.where(found < 0, none, found)
-        why = np.where(rows["has_near"], None, "no_hash").astype(object)
+        why = np.full(len(uids), None, object)
+        why[~rows["has_near"]] = "no_hash"
         if context.embeddings is not None:
             embedded = {uid: place for place, uid in enumerate(read_uids(shard.inputs[2]))}
             places = np.array([embedded.get(uid, -1) for uid in uids], np.int64)

@@ -84,11 +84,9 @@ class ImagenetWords:
     """Tells captions with a word of the list. Made once a process."""
 
     def __init__(self, wordnet: str, synsets: frozenset[int]) -> None:
-        from nltk.corpus.reader.wordnet import WordNetCorpusReader
-
         try:
-            self._wordnet: Any = WordNetCorpusReader(wordnet, None)
-        except (OSError, LookupError, ValueError) as error:
+            self._wordnet: Any = _open_wordnet(wordnet)
+        except (OSError, LookupError, ValueError, AssertionError) as error:
             raise DataError(
                 f"{wordnet} cannot be read as WordNet ({error}); give the folder with index.noun, data.noun, lexnames"
             ) from error
@@ -102,6 +100,24 @@ class ImagenetWords:
     def _looked_up(self, word: str) -> bool:
         found = self._wordnet.synsets(word)
         return bool(found) and found[0].offset() in self._synsets
+
+
+def _open_wordnet(folder: str) -> Any:
+    import warnings
+
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    class EnglishWordNet(WordNetCorpusReader):
+        """WordNet alone; NLTK would also want its own copy, to map other languages to this version."""
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            return None
+
+    nltk.data.path.append(str(Path(folder).resolve()))  # it reads from nowhere else
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that other languages are not available
+        return EnglishWordNet(folder, None)
 
 
 @dataclass

@@ -6,6 +6,7 @@ comparing all with all (benchmarks/reports has the recall on a set with known du
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,9 @@ class ClusterReducer(Stage):
         rows = read_part(shard.inputs, int(shard.name), self._parts())
         order = np.lexsort((rows["low"], rows["high"], rows["cluster"]))
         clusters = rows["cluster"][order]
-        starts = np.flatnonzero(np.r_[True, clusters[1:] != clusters[:-1]]) if len(order) else order
+        ends = [0, *(np.flatnonzero(clusters[1:] != clusters[:-1]) + 1), len(order)]
         found = np.arange(len(order))
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        for start, end in pairwise(ends):
             members = rows["embedding"][order[start:end]].astype(np.float32)
             members /= np.maximum(np.linalg.norm(members, axis=1, keepdims=True), 1e-12)
             found[start:end] = start + first_close(members, self.settings["min_cosine"])

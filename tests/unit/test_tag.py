@@ -1,107 +1,25 @@
 """Tagging: columns by uid, one verdict a stored pair, and settings that cannot work refused before any work."""
 
 import io
-import json
 import sys
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tag_runs import CAPTIONS, NAME, config_of, export, png, tag, write_raw
 
 from crawl2clip.encoder import load_encoder
 from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.export import export_model
-from crawl2clip.models import ModelConfig, build_model
-from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
-from crawl2clip.shards import ShardWriter
 from data_pipeline.clip_models import ClipModelConfig
-from data_pipeline.language import LanguageDetector
-from data_pipeline.stage import make_shard
-from data_pipeline.tag import TagConfig, known_columns, make_stages, tag_columns
-
-NAME = "00000000"
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
-}
-CAPTIONS = (
-    "a photo of a cat",
-    "ein Bild von einem Hund im Garten",
-    "3.14",
-    "the red house on the hill",
-    "猫の写真です",
-)
-
-
-def export(folder, seed=0):
-    torch.manual_seed(seed)
-    config = ModelConfig(name="tiny", architecture=ARCHITECTURE)
-    export_model(build_model(config), config, folder, provenance={})
-    return str(folder)
+from data_pipeline.tag import known_columns, make_stages
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return export(tmp_path_factory.mktemp("weights"))
-
-
-def png(seed, mode="RGB"):
-    pixels = np.random.default_rng(seed).integers(256, size=(20, 24, len(mode)), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write_raw(output, images, *, statuses=None):
-    """One raw shard with CAPTIONS; an image of None is left out of the tar. Returns the uids."""
-    raw = output / "raw"
-    raw.mkdir(parents=True)
-    uids = [uid_of(f"http://a.b/{index}", text) for index, text in enumerate(CAPTIONS)]
-    blank = {**dict.fromkeys(DOWNLOAD_SCHEMA.names), "url": "", "text_source": "alt"}
-    statuses = statuses or ["success"] * len(uids)
-    rows = [
-        {**blank, "uid": u, "text": t, "status": s} for u, t, s in zip(uids, CAPTIONS, statuses, strict=True)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, DOWNLOAD_SCHEMA), raw / f"{NAME}.parquet")
-    with ShardWriter(raw / f"{NAME}.tar") as writer:
-        for uid, image in zip(uids, images, strict=True):
-            if image is not None:
-                writer.write(uid, {"png": image, "txt": b"the parquet's text counts", "json": b"{}"})
-    (raw / f"{NAME}.stats.json").write_text("{}")
-    (raw / "manifest.json").write_text(json.dumps({"shards": [{"name": NAME}]}))
-    return uids
-
-
-def config_of(weights=None, models=(), taggers=("language", "clip"), **more):
-    settings = {
-        "language_detector": LanguageDetector.fasttext, "min_language_probability": 0.5,
-        "device": "cpu", "precision": "fp32", "image_batch_size": 2, "decode_margin": 2.0, "weights_cache": "unused",
-    }  # fmt: skip
-    models = [ClipModelConfig(**model) for model in models]
-    return TagConfig(taggers=list(taggers), pretrained=weights, models=models, **{**settings, **more})
-
-
-def tag(output, config):
-    """Runs the taggers on the one shard; returns their tables and the clip stage's counts."""
-    tables, counts = {}, None
-    for stage in make_stages(SimpleNamespace(output_dir=str(output), tagger=config)):
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        (shard,) = stage.shards()
-        make_shard(stage, stage.setup(), shard, stage.folder / ".tmp")
-        for path in (stage.folder / ".tmp").iterdir():
-            path.rename(stage.folder / path.name)
-        tagger = stage.folder.name
-        tables[tagger] = pl.read_parquet(stage.folder / f"{NAME}.parquet")
-        counts = json.loads((stage.folder / f"{NAME}.stats.json").read_text())["counts"]
-        assert tables[tagger].columns == ["uid", *tag_columns(config)[tagger]]
-        assert dict(tables[tagger].schema) == {"uid": pl.String, **tag_columns(config)[tagger]}
-    return tables, counts
 
 
 def scores_by_hand(weights, images, captions):
