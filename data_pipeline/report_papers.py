@@ -101,6 +101,7 @@ def _record_set(kind: str, data_type: str, what: str) -> dict[str, Any]:
         "source": {
             **source,
             "extract": {"fileProperty": "filename"},
+            "transform": {"regex": "^([^.]+)"},
         },
     }
     if kind != _MEMBERS[0][0]:

@@ -58,8 +58,10 @@ def test_the_datasheet_tells_the_numbers():
         "2 tar files (WebDataset), 120 samples, 3.0 MB",
         "9 addresses were not fetched since robots.txt forbids it, 7 images were not stored",
         "| `en` | 100 |",
-        "| low | `clip_score >= 0.28` | 877 | 120 |", "| blocked_md5 | `-` | 3 | 997 |", "| clip | `ViT-B-32 openai` |",
-        "Blocklists applied: 1", "Takedowns so far: 2026-11", "to be filled in by its owner", "commit abc", "2026-11-30",
+        "| low | `clip_score >= 0.28` | 877 | 120 |",
+        "| blocked_md5 | `-` | 3 | 997 |", "| clip | `ViT-B-32 openai` |",
+        "Blocklists applied: 1", "Takedowns so far: 2026-11", "to be filled in by its owner",
+        "commit abc", "2026-11-30",
     ):  # fmt: skip
         assert words in text, words
 
