@@ -17,6 +17,7 @@ made of what has changed; `stage=report` makes the page anew.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ from data_pipeline.takedown_steps import (
     units_of_stage,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def make_stages(root: Path, blocklist: Sequence[str], name: str, phash_distance: int) -> list[Stage]:
     """Find, rewrite, put in place.
@@ -54,6 +57,11 @@ def make_stages(root: Path, blocklist: Sequence[str], name: str, phash_distance:
     raw = root / "raw"
     if (raw / "manifest.json").is_file():
         sources = [(shard, str(raw / f"{shard}.parquet")) for shard in finished_shards(raw)]
+        if (root / "documents").exists():
+            logger.warning(
+                "%s is left as it is: a takedown does not reach into interleaved documents",
+                root / "documents",
+            )
         units = [unit for folder in stage_folders(root) for unit in units_of_stage(root, folder)]
         if (root / "shards" / MANIFEST_NAME).is_file():
             units += units_of_shards(root / "shards")

@@ -325,7 +325,9 @@ def stage_folders(root: Path) -> list[Path]:
     for path in sorted(root.rglob(MANIFEST)):
         parts = path.parent.relative_to(root).parts
         made_again = (
-            not parts or parts[0] in ("reshard", "report", "shards") or parts[0].startswith("takedown-")
+            not parts
+            or parts[0] in ("reshard", "report", "shards", "documents")
+            or parts[0].startswith("takedown-")
         )
         if not made_again and ".tmp" not in parts:
             found.append(path.parent)

@@ -22,22 +22,22 @@ REQUIRED = {
     "trusted": ["recipe.parameters.page_prefix=http://localhost/trusted/"],
     "dfn": ["tagger.model=ViT-B-32", "tagger.pretrained=openai"],
     **dict.fromkeys(
-        ["datacomp_image", "datacomp_image_and_clip"],
-        [
+        ("datacomp_image", "datacomp_image_and_clip"),
+        (
             "tagger.image_cluster.centroids={files}/centroids.npy",
             "tagger.image_cluster.imagenet={files}/imagenet.npy",
-        ],
+        ),
     ),
     "datacomp_text": [
         "tagger.imagenet_text.wordnet={files}",
         "tagger.imagenet_text.synsets={files}/synsets.txt",
     ],
     **dict.fromkeys(
-        ["laion_aesthetic_v1", "laion_art"],
-        ["tagger.watermark.weights={files}/watermark.pt", f"tagger.watermark.sha256={'0' * 64}"],
+        ("laion_aesthetic_v1", "laion_art"),
+        ("tagger.watermark.weights={files}/watermark.pt", f"tagger.watermark.sha256={'0' * 64}"),
     ),
     **dict.fromkeys(
-        ["metaclip", "metaclip_400m", "metaclip_2_5b"], ["tagger.metaclip.metadata={files}/metadata.json"]
+        ("metaclip", "metaclip_400m", "metaclip_2_5b"), ("tagger.metaclip.metadata={files}/metadata.json",)
     ),
 }
 """What a choice cannot know by itself; {files} is the folder of `write_files`."""

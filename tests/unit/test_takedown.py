@@ -256,6 +256,30 @@ def test_a_takedown_that_is_killed_goes_on(tmp_path, listed, die_at):
     assert run(tmp_path / "run", [path], name="two") == {}  # and nothing left to find
 
 
+@pytest.mark.parametrize("replaced", [0, 1, 4, 9])
+def test_a_takedown_that_is_killed_between_two_files_goes_on(tmp_path, listed, monkeypatch, replaced):
+    path, gone = listed
+    make_run(tmp_path / "run")
+    from data_pipeline import takedown_steps
+
+    done, replace = [], takedown_steps._replace
+
+    def dying(new, old):
+        if len(done) == replaced:
+            raise KeyboardInterrupt
+        done.append(old)
+        replace(new, old)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(takedown_steps, "_replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", [path])
+    run(tmp_path / "run", [path])
+    check_mended(tmp_path / "run", gone)
+    summary = json.loads((tmp_path / "run/takedown-one/diff.takedown.json").read_text())
+    assert all(each["sha256_before"] != each["sha256"] for each in summary["files"])
+
+
 def test_a_perceptual_hash_is_found_within_the_distance(tmp_path):
     make_run(tmp_path / "run")
     near = f"{int(PAIRS[5][0]['phash'], 16) ^ 0b1011:016x}"
