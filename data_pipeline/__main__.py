@@ -36,6 +36,13 @@ if __name__ == "__main__":
 
         sys.exit(status.main(sys.argv[2:]))
     from crawl2clip.config import command
+    from crawl2clip.errors import ConfigError
     from data_pipeline.config import PipelineConfig
+    from data_pipeline.own_recipe import with_own_recipe
 
+    try:
+        sys.argv = with_own_recipe(sys.argv)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     command("data_pipeline", PipelineConfig, run)

@@ -1,9 +1,11 @@
-"""Lists of what must not be in a data set, as hashes: pairs by uid, images by url, sites by domain.
+"""Lists of what must not be in a data set, as hashes: pairs by uid, images by url or content, sites by domain.
 
-    python -m data_pipeline.blocklist --output blocked.parquet --urls urls.txt --domains domains.txt --uids uids.txt
+    python -m data_pipeline.blocklist --output blocked.parquet --urls urls.txt --domains domains.txt --md5 md5.txt
 
-makes such a list from plain ones; `deduplicate.blocklist=[blocked.parquet]` applies it. Only hashes are stored, so a
-list can be handed on without spreading what it blocks, and no message of this module repeats an entry.
+makes such a list from plain ones. `deduplicate.blocklist=[blocked.parquet]` applies it before anything is downloaded
+(what is known by then: uid, url, domain), `select.blocklist` afterwards with all kinds, and
+`python -m data_pipeline.takedown` to a data set that is finished. Only hashes are stored, so a list can be handed on
+without spreading what it blocks, and no message of this module repeats an entry.
 
 An entry is a kind and a hash in hex. The first 128 bits of a SHA-256 are compared, so an accidental hit among a billion
 rows and a billion entries has a chance of 3e-21.
@@ -38,9 +40,17 @@ class BlockKind(str, Enum):
     domain = (
         "domain"  # a host and all below it: SHA-256 of its name, lower case, ASCII (xn-- for others), no port
     )
+    md5 = "md5"  # the original file's bytes
+    sha256 = "sha256"  # the original file's bytes
+    phash = "phash"  # the original image, by how it looks: 16 hex digits of images.perceptual_hash
 
 
-HASH_DIGITS = {BlockKind.uid: 32, BlockKind.url: 64, BlockKind.domain: 64}
+HASH_DIGITS = {
+    BlockKind.uid: 32, BlockKind.url: 64, BlockKind.domain: 64,
+    BlockKind.md5: 32, BlockKind.sha256: 64, BlockKind.phash: 16,
+}  # fmt: skip
+OF_CONTENT = (BlockKind.md5, BlockKind.sha256, BlockKind.phash)
+"""Kinds that are known only once an image is there."""
 
 
 # What is hashed
@@ -53,9 +63,9 @@ def hash_of(kind: BlockKind, value: str) -> str:
         ValueError: the value is not of the kind; the message does not repeat it.
     """
     value = value.strip()
-    if kind == BlockKind.uid:
+    if kind == BlockKind.uid or kind in OF_CONTENT:
         if not is_hash(kind, value):
-            raise ValueError("not a uid: 32 hex digits")
+            raise ValueError(f"not a hash of kind {kind.value}: {HASH_DIGITS[kind]} hex digits")
         return value.lower()
     if kind == BlockKind.url:
         base = page_base(value, None)
@@ -139,18 +149,25 @@ def main(words: Sequence[str]) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.blocklist",
-        description="Makes a blocklist for deduplicate.blocklist from plain lists of one entry a line. "
+        description="Makes a blocklist for deduplicate.blocklist, select.blocklist and takedown from plain lists of "
+        "one entry a line. "
         "Only hashes are written.",
     )
     parser.add_argument("--output", required=True, metavar="FILE.parquet", help="the blocklist to write")
     parser.add_argument("--urls", metavar="FILE", help="image addresses, http or https")
     parser.add_argument("--domains", metavar="FILE", help="sites; example.org blocks www.example.org too")
     parser.add_argument("--uids", metavar="FILE", help="uids of (url, text) pairs, 32 hex digits each")
+    parser.add_argument("--md5", metavar="FILE", help="MD5 of original image files, 32 hex digits each")
+    parser.add_argument(
+        "--sha256", metavar="FILE", help="SHA-256 of original image files, 64 hex digits each"
+    )
+    parser.add_argument("--phash", metavar="FILE", help="perceptual hashes of images, 16 hex digits each")
     asked = parser.parse_args(words)
-    lists = {BlockKind.uid: asked.uids, BlockKind.url: asked.urls, BlockKind.domain: asked.domains}
+    lists = {BlockKind.uid: asked.uids, BlockKind.url: asked.urls, BlockKind.domain: asked.domains,
+             **{kind: getattr(asked, kind.value) for kind in OF_CONTENT}}  # fmt: skip
     given = {kind: path for kind, path in lists.items() if path is not None}
     if not given:
-        parser.error("give at least one of --urls, --domains and --uids")
+        parser.error("give at least one of --urls, --domains, --uids, --md5, --sha256 and --phash")
     try:
         counts = write_blocklist(asked.output, given)
     except Crawl2ClipError as error:

@@ -1,4 +1,4 @@
-"""Reading blocklists: hashes of pairs, URLs and domains, in the forms that `data_pipeline.blocklist` describes.
+"""Reading blocklists: hashes of pairs, URLs, domains and images, in the forms that `data_pipeline.blocklist` describes.
 
 Every entry is checked, and the first bad one refuses the file: a list that is half read would let through what it was
 made to keep out. Messages say where the entry stands and never what it is.
@@ -21,7 +21,7 @@ FORMS = (".parquet", ".txt", ".npy")
 _BATCH = 500_000  # entries in memory at once
 
 
-def check_blocklists(paths: Sequence[str]) -> None:
+def check_blocklists(paths: Sequence[str], asked_by: str = "deduplicate.blocklist") -> None:
     """Looks whether the files are there and have a known form, with their first entries; the others are read, and
     a bad one stops the stage, when it sorts the list, before it reads a candidate.
 
@@ -29,7 +29,7 @@ def check_blocklists(paths: Sequence[str]) -> None:
         ConfigError: a file is missing, is given twice, or is of another form.
     """
     for path in paths:
-        asked = f"deduplicate.blocklist names {path}"
+        asked = f"{asked_by} names {path}"
         if list(paths).count(path) > 1:
             raise ConfigError(f"{asked} {list(paths).count(path)} times; name it once")
         if not os.path.isfile(path):
@@ -137,9 +137,10 @@ def _keys_by_kind(
     for name, texts in digits.items():
         try:
             if texts:
-                # Of a SHA-256 only the first 128 bits are compared.
-                keys = keys_of_hex("".join(texts).encode("ascii"))
-                found.append((BlockKind(name), keys[:: known[name] // 32]))
+                # Of a SHA-256 only the first 128 bits are compared; a perceptual hash is the high half of its key.
+                padding = "0" * (-known[name] % 32)
+                keys = keys_of_hex(padding.join([*texts, ""]).encode("ascii"))
+                found.append((BlockKind(name), keys[:: max(1, known[name] // 32)]))
         except ValueError:  # not hex digits: now find which
             bad = next(
                 place
@@ -153,5 +154,5 @@ def _keys_by_kind(
 def _bad_entry(path: str, unit: str, place: int) -> DataError:
     return DataError(
         f"{path}, {unit} {place}, is not an entry of a blocklist: a kind ({', '.join(BlockKind.__members__)}) and its "
-        f"hash in hex, 32 digits for a uid and 64 for the others. {HOW_TO_MAKE}"
+        f"hash in hex, 32 digits for a uid and md5, 16 for phash, 64 for the others. {HOW_TO_MAKE}"
     )

@@ -14,6 +14,7 @@ from data_pipeline.executors import ExecutorConfig
 from data_pipeline.extract import ExtractConfig
 from data_pipeline.recipe import RecipeConfig
 from data_pipeline.reshard import ReshardConfig
+from data_pipeline.select import SelectConfig
 from data_pipeline.sources import SourceConfig
 from data_pipeline.tag import TagConfig
 
@@ -30,5 +31,6 @@ class PipelineConfig:
     download: DownloadConfig = MISSING
     tagger: TagConfig = MISSING
     recipe: RecipeConfig = MISSING
+    select: SelectConfig = MISSING
     reshard: ReshardConfig = MISSING
     executor: ExecutorConfig = MISSING

@@ -2,6 +2,7 @@
 they go together.
 """
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from crawl2clip.errors import DataError
 from data_pipeline.blocked import Blocked
-from data_pipeline.blocklist import BlockKind
+from data_pipeline.blocklist import OF_CONTENT, BlockKind
 from data_pipeline.blocklist_files import read_blocklist
 from data_pipeline.deduplicate_keys import DeduplicateBy, KeyListWriter, find, open_keys, range_of
 from data_pipeline.deduplicate_rows import (
@@ -33,9 +34,12 @@ from data_pipeline.deduplicate_rows import (
 from data_pipeline.deduplicate_winner import first_of_each
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats
 
+logger = logging.getLogger(__name__)
+
 _MAX_PIECES = 1_000  # download shards of one range: three digits of their names
 _KEYS_PER_RUN = 4  # earlier keys sorted at once, in rows_per_run: a key takes much less memory than a row
 _BLOCKLIST = "blocklist"  # the one shard of its step
+_KNOWN_KINDS = tuple(kind for kind in BlockKind if kind not in OF_CONTENT)  # before anything is downloaded
 
 
 class DropReason(str, Enum):
@@ -66,12 +70,22 @@ class BlocklistStage(Stage):
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Writes a key file for each kind."""
         counts = Counts()
-        writers = {kind: KeyListWriter(temporary / f"{shard.name}.{kind.value}.npy") for kind in BlockKind}
+        writers = {kind: KeyListWriter(temporary / f"{shard.name}.{kind.value}.npy") for kind in _KNOWN_KINDS}
         for path in shard.inputs:
             for kind, keys in read_blocklist(path):
-                writers[kind].add(keys)
+                if kind in writers:
+                    writers[kind].add(keys)
+                else:
+                    counts.extra[f"{kind.value}_hashes_left_for_select"] += len(keys)
         for kind, writer in writers.items():
             counts.extra[f"{kind.value}_hashes"] = writer.close()
+        left = sum(number for name, number in counts.extra.items() if name.endswith("_left_for_select"))
+        if left:
+            logger.warning(
+                "deduplicate.blocklist has %d hashes of images, which nobody has seen yet; give the list as "
+                "select.blocklist too",
+                left,
+            )
         return counts
 
 
@@ -114,7 +128,7 @@ class RunsStage(Stage):
         """How many ranges there will be, and what is blocked."""
         blocked = None
         if self.blocklist is not None:
-            paths = [self.blocklist / f"{_BLOCKLIST}.{kind.value}.npy" for kind in BlockKind]
+            paths = [self.blocklist / f"{_BLOCKLIST}.{kind.value}.npy" for kind in _KNOWN_KINDS]
             blocked = Blocked(*map(open_keys, paths))
         return _RunContext(_num_ranges(self.candidates, self.settings), blocked)
 
@@ -130,7 +144,7 @@ class RunsStage(Stage):
             if context.blocked is not None:
                 uid_keys = keys if by == DeduplicateBy.pair else column_keys(table, DeduplicateBy.pair, path)
                 kinds = context.blocked.kind_of_each(uid_keys, table.column("url"))
-                for index, kind in enumerate(BlockKind):
+                for index, kind in enumerate(_KNOWN_KINDS):
                     _drop(counts, DropReason[f"blocked_{kind.value}"], int((kinds == index).sum()))
                 table, keys = table.filter(kinds < 0), keys[kinds < 0]
             tables.append(with_keys(table, keys, by))

@@ -1,5 +1,8 @@
 """The report stage: `report/report.html`, one page that shows what a run kept, what it dropped, and why.
 
+Beside it lie the data set's papers: `report.datasheet.md`, `report.croissant.json` and `report.dataset_card.md`, the
+README.md of a data set on the Hugging Face hub (report_papers.py).
+
 `pipeline_sections` makes the page's sections from a run's folders, `report_page.render_report` the page; a script
 that has more to tell (scores, loss curves) puts its own sections beside these and renders the page itself.
 """
@@ -20,6 +23,7 @@ from data_pipeline.report_data import (
     gather,
     read_stage_rows,
 )
+from data_pipeline.report_facts import gather_facts
 from data_pipeline.report_page import (
     DROPPED_COLOR,
     KEPT_COLOR,
@@ -32,9 +36,11 @@ from data_pipeline.report_page import (
     paragraph,
     render_report,
     side_by_side,
+    stacked_bars,
     table,
     tiles,
 )
+from data_pipeline.report_papers import croissant_text, dataset_card, datasheet
 from data_pipeline.select import read_recipe
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 
@@ -42,8 +48,11 @@ if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
 
 REPORT_NAME = "report.html"
+DATASHEET_NAME, CARD_NAME, CROISSANT_NAME = (
+    f"report.{name}" for name in ("datasheet.md", "dataset_card.md", "croissant.json")
+)
 EXAMPLES_PER_REASON = 24
-LANGUAGES_SHOWN = 15
+VALUES_SHOWN = 15
 FILES_SHOWN = 50
 
 
@@ -74,9 +83,18 @@ class ReportStage(Stage):
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes report.html."""
         recipe = read_recipe(self.output_dir)
+        gathered = gather(self.output_dir, examples_per_reason=EXAMPLES_PER_REASON)
+        facts = gather_facts(self.output_dir, gathered)
         title = f"Recipe {recipe['recipe']['name']}: {recipe['rows_out']:,} pairs kept"
-        page = render_report(title, pipeline_sections(self.output_dir), subtitle=recipe["recipe"]["source"])
-        (temporary / REPORT_NAME).write_text(page, encoding="utf-8")
+        sections = sections_of(self.output_dir, gathered)
+        texts = {
+            REPORT_NAME: render_report(title, sections, subtitle=recipe["recipe"]["source"]),
+            DATASHEET_NAME: datasheet(facts),
+            CARD_NAME: dataset_card(facts),
+            CROISSANT_NAME: croissant_text(facts),
+        }
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         return Counts(rows_in=recipe["rows_in"], rows_out=recipe["rows_in"])
 
 
@@ -95,7 +113,11 @@ def pipeline_sections(
         DataError: the run has no selection yet, or a table is damaged.
     """
     output_dir = Path(output_dir)
-    gathered = gather(output_dir, examples_per_reason=examples_per_reason)
+    return sections_of(output_dir, gather(output_dir, examples_per_reason=examples_per_reason))
+
+
+def sections_of(output_dir: Path, gathered: Gathered) -> list[Section]:
+    """The sections, of what was gathered."""
     recipe = read_recipe(output_dir)
     stages = read_stage_rows(output_dir)
     sections = [
@@ -104,6 +126,7 @@ def pipeline_sections(
         recipe_section(recipe),
         similarity_section(gathered),
         pairs_section(gathered),
+        origin_section(gathered),
         *example_sections(gathered, recipe),
     ]
     return [section for section in sections if section.blocks]
@@ -247,11 +270,17 @@ def draw_histogram(axis: Any, histogram: Histogram, label: str, *, log: bool = F
 
 
 def pairs_section(gathered: Gathered) -> Section:
-    """Sizes of the original images, lengths and languages of the captions."""
+    """Sizes of the original images, lengths of the captions."""
     blocks: list[Markup] = []
     if gathered.short_side.total:
         plots = [
             _plot(gathered.short_side, "short side, pixels", "Original images: shorter side.", log=True),
+            _plot(
+                gathered.pixels,
+                "million pixels",
+                "Original images: resolution.",
+                log=True,
+            ),
             _plot(
                 gathered.aspect_ratio,
                 "aspect ratio",
@@ -260,33 +289,55 @@ def pairs_section(gathered: Gathered) -> Section:
             _plot(gathered.text_length, "characters", "Captions: length; 300 is 300 or more."),
         ]
         blocks.append(side_by_side(plots))
-    if gathered.languages:
-        ranked = sorted(gathered.languages.items(), key=lambda item: (-item[1], item[0]))
-        most = ranked[:LANGUAGES_SHOWN]
-        others = sum(count for _, count in ranked[LANGUAGES_SHOWN:])
-        if others:
-            most.append((f"{len(ranked) - LANGUAGES_SHOWN} others", others))
-        blocks.append(bars(most, caption="Captions by language, best guess, kept and dropped together."))
     return Section("Images and captions", blocks)
+
+
+def origin_section(gathered: Gathered) -> Section:
+    """Languages of the captions, sites of the images, licences found on the pages."""
+    blocks = []
+    for tally, caption in (
+        (gathered.languages, "Captions by language, best guess."),
+        (gathered.domains, "Images by site."),
+        (
+            gathered.licenses,
+            "Creative Commons licences found on the pages; they may belong to something else there.",
+        ),
+    ):
+        if not tally.total:
+            continue
+        rows = tally.most_common(VALUES_SHOWN)
+        kept, dropped = sum(row[1] for row in rows), sum(row[2] for row in rows)
+        if tally.values > len(rows):
+            others = f"{tally.values - len(rows):,} others"
+            rows.append((others, tally.kept.total() - kept, tally.dropped.total() - dropped))
+        about = " Counts of rare ones were let go, so these are a little low." if tally.approximate else ""
+        blocks.append(stacked_bars(rows, caption=caption + about))
+    return Section("Languages, sites, licences", blocks)
 
 
 def example_sections(gathered: Gathered, recipe: dict[str, Any]) -> list[Section]:
     """Pictures of kept pairs, and of pairs dropped for each reason; drawn by uid, so by chance."""
-    sections = (
-        [Section("Examples: kept", [_grid(gathered.examples[None])])] if None in gathered.examples else []
+    note = (
+        "Pictures that a safety tagger finds unsafe, or could not judge, are blurred here."
+        if gathered.unsafe_judged
+        else "No safety tagger has judged these pictures, so none is blurred."
     )
+    sections = []
+    if None in gathered.examples:
+        sections.append(Section("Examples: kept", [paragraph(note), _grid(gathered.examples[None])]))
     dropped = {step["reason"]: step["dropped"] for step in recipe["funnel"]}
     blocks = [
         _grid(gathered.examples[reason], caption=f"{reason}: {count:,} pairs")
         for reason, count in dropped.items()
         if reason in gathered.examples
     ]
-    return [*sections, Section("Examples: dropped", blocks)]
+    return [*sections, Section("Examples: dropped", [paragraph(note), *blocks] if blocks else [])]
 
 
 def _grid(pairs: list[ExamplePair], caption: str = "") -> Markup:
-    examples = [
-        Example(pair.image, pair.text, "" if pair.clip_score is None else f"similarity {pair.clip_score:.3f}")
-        for pair in pairs
-    ]
+    examples = []
+    for pair in pairs:
+        notes = [] if pair.clip_score is None else [f"similarity {pair.clip_score:.3f}"]
+        notes += ["blurred: may be unsafe"] if pair.unsafe else []
+        examples.append(Example(pair.image, pair.text, "; ".join(notes)))
     return grid(examples, caption=caption)

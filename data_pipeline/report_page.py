@@ -128,6 +128,22 @@ def bars(values: Sequence[tuple[str, float]], *, caption: str = "") -> Markup:
     return _block("bars", rows=rows, caption=caption)
 
 
+def stacked_bars(values: Sequence[tuple[str, int, int]], *, caption: str = "") -> Markup:
+    """Horizontal bars of two parts, kept and dropped: (label, kept, dropped) in order."""
+    longest = max((kept + dropped for _, kept, dropped in values), default=0) or 1
+    rows = [
+        {
+            "label": _short(label),
+            "kept": round(100 * kept / longest, 2),
+            "dropped": round(100 * dropped / longest, 2),
+            "value": kept + dropped,
+            "share": round(100 * kept / max(kept + dropped, 1)),
+        }
+        for label, kept, dropped in values
+    ]
+    return _block("stacked", rows=rows, caption=caption, kept_color=KEPT_COLOR, dropped_color=DROPPED_COLOR)
+
+
 def figure(drawn: "Figure", *, caption: str, description: str) -> Markup:
     """A matplotlib figure made by `new_figure`, as inline SVG.
 

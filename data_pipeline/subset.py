@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import xxhash
 
 from crawl2clip.errors import DataError
 from crawl2clip.schema import UID_DTYPE
 from data_pipeline import storage
+from data_pipeline.deduplicate_keys import keys_of_hex
 
 
 def uid_halves(uids: pl.Series) -> np.ndarray:
@@ -19,25 +22,80 @@ def uid_halves(uids: pl.Series) -> np.ndarray:
     Raises:
         DataError: an entry is not 32 hex digits.
     """
-    odd = uids.filter(~uids.str.contains(r"^[0-9a-f]{32}$"))
-    if len(odd):
-        raise DataError(f"{odd[0]!r} is not a uid; a uid is 32 hex digits (crawl2clip.schema.uid_of)")
-    halves = [
-        uids.str.slice(start, 16).str.to_integer(base=16, dtype=pl.UInt64).to_numpy() for start in (0, 16)
-    ]
-    return np.stack(halves, axis=1)
+    column = uids.to_arrow().cast(pa.large_string())
+    _, offsets, data = column.buffers()
+    ends = (
+        np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+        if len(uids)
+        else None
+    )
+    if ends is None:
+        return np.empty((0, 2), np.uint64)
+    digits = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    even = not column.null_count and bool((np.diff(ends) == 32).all())
+    # Capital letters would be another text for the same number: joins are by text.
+    lower = even and not ((digits > ord("9")) & (digits < ord("a"))).any()
+    try:
+        if lower:
+            return keys_of_hex(digits.data)
+    except ValueError:
+        pass
+    odd = uids.filter(~uids.str.contains(r"^[0-9a-f]{32}$").fill_null(False))
+    raise DataError(f"{odd[0]!r} is not a uid; a uid is 32 hex digits (crawl2clip.schema.uid_of)")
 
 
-def sorted_uids(parts: list[np.ndarray]) -> np.ndarray:
-    """The uids of all parts as one sorted array of `UID_DTYPE`.
+class SubsetWriter:
+    """Makes one sorted uid file from any number of uids in any order, with a small part of them in memory.
+
+    Uids are spread over 256 files by their first byte, and each is sorted by itself: a billion uids take 16 GB of disk
+    and 250 MB of memory.
 
     Args:
-        parts: arrays [N, 2] uint64 of (high, low) halves.
+        path: the .npy file; the other files lie beside it while it is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._parts = [path.with_name(f"{path.name}.part{index:03d}") for index in range(256)]
+
+    def add(self, halves: np.ndarray) -> None:
+        """Adds [N, 2] uint64 (high, low) halves."""
+        bucket = (halves[:, 0] >> np.uint64(56)).astype(np.uint8)
+        order = np.argsort(bucket, kind="stable")
+        starts = np.searchsorted(bucket[order], np.arange(257))
+        for index, part in enumerate(self._parts):
+            rows = order[starts[index] : starts[index + 1]]
+            if len(rows):
+                with open(part, "ab") as file:
+                    file.write(halves[rows].tobytes())
+
+    def close(self) -> int:
+        """Writes the file and removes the others; returns the number of uids.
+
+        Raises:
+            DataError: a uid was added twice.
+        """
+        written = [part for part in self._parts if part.exists()]
+        total = sum(part.stat().st_size for part in written) // UID_DTYPE.itemsize
+        with open(self._path, "wb") as file:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(UID_DTYPE),
+                "fortran_order": False,
+                "shape": (total,),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in written:
+                file.write(_sorted(np.fromfile(part, np.uint64).reshape(-1, 2)).tobytes())
+                part.unlink()
+        return total
+
+
+def _sorted(halves: np.ndarray) -> np.ndarray:
+    """[N, 2] uint64 in order.
 
     Raises:
-        DataError: a uid is in two parts.
+        DataError: a uid is there twice.
     """
-    halves = np.concatenate([np.empty((0, 2), np.uint64), *parts])
     halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
     repeated = np.flatnonzero((halves[1:] == halves[:-1]).all(axis=1))
     if len(repeated):
@@ -46,11 +104,15 @@ def sorted_uids(parts: list[np.ndarray]) -> np.ndarray:
             f"{len(repeated)} uids are in several raw shards, the first is {int(high):016x}{int(low):016x}; a uid "
             "stands for one pair: run stage=deduplicate and the stages after it again, in a new output_dir"
         )
-    return np.ascontiguousarray(halves).view(UID_DTYPE).reshape(-1)
+    return halves
 
 
-def open_uids(path: str | Path) -> np.ndarray:
+def open_uids(path: str | Path, *, repeats: bool = False) -> np.ndarray:
     """A subset's uids, mapped from disk: one-dimensional, `UID_DTYPE`, sorted, each once.
+
+    Args:
+        path: the .npy file.
+        repeats: a uid may come several times, which asks for so many copies of its sample.
 
     Raises:
         DataError: the file is missing, is not a DataComp subset, or is not sorted.
@@ -74,37 +136,48 @@ def open_uids(path: str | Path) -> np.ndarray:
         )
     for start in range(0, len(uids), 1 << 20):
         part = uids[start : start + (1 << 20) + 1]
-        ordered = (part["f0"][:-1] < part["f0"][1:]) | (
-            (part["f0"][:-1] == part["f0"][1:]) & (part["f1"][:-1] < part["f1"][1:])
-        )
+        same = part["f0"][:-1] == part["f0"][1:]
+        ordered = (part["f0"][:-1] < part["f0"][1:]) | (same & (part["f1"][:-1] < part["f1"][1:]))
+        if repeats:
+            ordered |= same & (part["f1"][:-1] == part["f1"][1:])
         if not ordered.all():
-            raise DataError(f"{path} is not sorted, or holds a uid twice; write it as numpy.unique(uids)")
+            how = "numpy.sort(uids)" if repeats else "numpy.unique(uids)"
+            raise DataError(
+                f"{path} is not sorted{'' if repeats else ', or holds a uid twice'}; write it as {how}"
+            )
     return uids
 
 
 def is_in_subset(halves: np.ndarray, uids: np.ndarray) -> np.ndarray:
-    """Whether each uid is in a sorted subset, by binary search, so that the subset can stay on disk.
+    """Whether each uid is in a sorted subset: [N] bool of [N, 2] uint64 (high, low)."""
+    return count_in_subset(halves, uids) > 0
+
+
+def count_in_subset(halves: np.ndarray, uids: np.ndarray, *, only_smaller: bool = False) -> np.ndarray:
+    """How often each uid is in a sorted list, by binary search, so that the list can stay on disk.
 
     Args:
         halves: [N, 2] uint64, (high, low).
-        uids: sorted, `UID_DTYPE`.
+        uids: sorted; the fields f0 and f1 are the halves (`UID_DTYPE`, or more fields).
+        only_smaller: count the entries that come before each uid instead.
 
     Returns:
-        [N] bool.
+        [N] int64.
     """
-    if len(uids) == 0:
-        return np.zeros(len(halves), dtype=bool)
+    smaller = _num_before(halves, uids, with_equal=False)
+    return smaller if only_smaller else _num_before(halves, uids, with_equal=True) - smaller
+
+
+def _num_before(halves: np.ndarray, uids: np.ndarray, *, with_equal: bool) -> np.ndarray:
     low, high = np.zeros(len(halves), np.int64), np.full(len(halves), len(uids), np.int64)
     for _ in range(len(uids).bit_length()):
         middle = np.minimum((low + high) // 2, len(uids) - 1)
         probe = uids[middle]
-        smaller = (probe["f0"] < halves[:, 0]) | (
-            (probe["f0"] == halves[:, 0]) & (probe["f1"] < halves[:, 1])
-        )
+        second = probe["f1"] <= halves[:, 1] if with_equal else probe["f1"] < halves[:, 1]
+        before = (probe["f0"] < halves[:, 0]) | ((probe["f0"] == halves[:, 0]) & second)
         active = low < high
-        low, high = np.where(active & smaller, middle + 1, low), np.where(active & ~smaller, middle, high)
-    found = uids[np.minimum(low, len(uids) - 1)]
-    return (low < len(uids)) & (found["f0"] == halves[:, 0]) & (found["f1"] == halves[:, 1])
+        low, high = np.where(active & before, middle + 1, low), np.where(active & ~before, middle, high)
+    return low
 
 
 def order_keys(halves: np.ndarray, seed: int) -> np.ndarray:
@@ -112,11 +185,33 @@ def order_keys(halves: np.ndarray, seed: int) -> np.ndarray:
 
     Three rounds of SplitMix64 (Steele et al. 2014), whose output does not depend on library versions.
     """
-    start = _split_mix(np.array([seed % 2**64], dtype=np.uint64))
-    return _split_mix(halves[:, 0] ^ _split_mix(halves[:, 1] ^ start))
+    start = split_mix(np.array([seed % 2**64], dtype=np.uint64))
+    return split_mix(halves[:, 0] ^ split_mix(halves[:, 1] ^ start))
 
 
-def _split_mix(values: np.ndarray) -> np.ndarray:
+def chances(halves: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """A number for each uid that is uniform in [0, 1): float64 [N] of [N, 2] uint64, the same in every run.
+
+    Args:
+        halves: (high, low) of each uid.
+        seed: of the draw.
+        purpose: what is drawn: draws for two purposes, and the order of a reshard, have nothing to do with each other.
+    """
+    return unit_interval(order_keys(halves, stream_seed(seed, purpose)))
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """The seed of one of the streams of random numbers that a seed stands for."""
+    return xxhash.xxh3_64_intdigest(f"{purpose}:{seed}".encode())
+
+
+def unit_interval(keys: np.ndarray) -> np.ndarray:
+    """uint64 as float64 in [0, 1), of their first 53 bits."""
+    return (keys >> np.uint64(11)) * 2.0**-53
+
+
+def split_mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's step of each of [N] uint64, which scatters neighbouring numbers over all of them."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -30,6 +30,7 @@ from data_pipeline.executors.local import LocalExecutor
 from data_pipeline.language import LanguageDetector
 from data_pipeline.recipe import RecipeConfig, RuleConfig
 from data_pipeline.reshard import ReshardConfig
+from data_pipeline.select import SelectConfig
 from data_pipeline.stage import (
     Outcome,
     finished_shards,
@@ -120,6 +121,7 @@ def test_tag_select_reshard_and_report(tmp_path):
             taggers=["language", "clip"],
             rules=[RuleConfig(reason="low", top_fraction=0.5, of="clip_score", by="language_bucket")],
         ),
+        select=SelectConfig(phash_distance=0),
         reshard=ReshardConfig(samples_per_shard=8, seed=3),
     )
     workers = LocalExecutor(num_workers=2, retries=0, shard_timeout_s=120.0)

@@ -257,4 +257,7 @@ def test_the_command_says_what_is_wrong_and_repeats_no_entry(tmp_path, capsys):
         write_blocklist("b.txt", {BlockKind.url: str(plain)})
     with pytest.raises(SystemExit):
         main(["--output", str(output)])
-    assert "give at least one of --urls, --domains and --uids" in capsys.readouterr().err
+    assert (
+        "give at least one of --urls, --domains, --uids, --md5, --sha256 and --phash"
+        in capsys.readouterr().err
+    )

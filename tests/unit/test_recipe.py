@@ -1,19 +1,15 @@
-"""Recipes: every shipped threshold on both sides, and what a wrong recipe is told before any work."""
-
-from pathlib import Path
+"""Recipes: how rules are read and judged, and what a wrong recipe is told before any work."""
 
 import polars as pl
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from crawl2clip.errors import ConfigError
 from data_pipeline.clip_models import clip_columns
+from data_pipeline.judge import Judge
 from data_pipeline.language_tagger import LANGUAGE_COLUMNS
-from data_pipeline.recipe import RecipeConfig, RuleConfig, base_schema, compile_rules, with_derived
-from data_pipeline.select import reason_of
+from data_pipeline.recipe import RecipeConfig, RuleConfig
+from data_pipeline.rules import base_schema, compile_rules
 
-RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
 SCHEMA = pl.Schema({**base_schema(), **LANGUAGE_COLUMNS, **clip_columns([])})
 
 GOOD = {
@@ -31,23 +27,14 @@ GOOD = {
 }
 
 
-def shipped(name, **parameters):
-    schema = OmegaConf.structured(RecipeConfig)
-    with initialize_config_dir(str(RECIPES.parent), version_base="1.3"):
-        composed = compose(f"recipe/{name}")["recipe"]  # a recipe may start from another one
-    loaded = OmegaConf.merge(schema, composed, {"parameters": parameters})
-    recipe = OmegaConf.to_object(loaded)
-    assert isinstance(recipe, RecipeConfig)
-    assert recipe.name == name
-    return recipe
-
-
 def reasons(recipe, *changes):
     """The reason each changed row is dropped for, None when it is kept."""
     rules = compile_rules(recipe, SCHEMA)
     rows = [{**GOOD, **change} for change in changes]
     frame = pl.DataFrame(rows, schema={name: SCHEMA[name] for name in GOOD})
-    return with_derived(frame.lazy(), rules).select(reason=reason_of(rules, {})).collect()["reason"].to_list()
+    judge = Judge(rules)
+    judge.learn(lambda: iter([frame]))
+    return judge.reasons(frame).to_list()
 
 
 def of_rules(*rules, **parameters):
@@ -60,137 +47,6 @@ def of_rules(*rules, **parameters):
         parameters=parameters,
         rules=[RuleConfig(**rule) for rule in rules],
     )
-
-
-def test_laion5b():
-    below_english, below_other = {"clip_score": 0.2799}, {"clip_score": 0.2599}
-    japanese = {"language": "ja", "language_bucket": "other"}
-    unclear = {"language_bucket": "unknown"}
-    assert reasons(
-        shipped("laion5b"),
-        {},
-        {"clip_score": 0.28},
-        below_english,
-        {**japanese, "clip_score": 0.26},
-        {**japanese, **below_other},
-        {**unclear, "clip_score": 0.26},
-        {**unclear, **below_other},
-        {"text": "12345"},
-        {"text": "1234"},
-        {"bytes": 4999},
-        {"text": "いぬとねこ", **japanese},
-    ) == [
-        None,
-        None,
-        "low_similarity_english",
-        None,
-        "low_similarity_other",
-        None,
-        "low_similarity_other",
-        None,
-        "text_too_short",
-        "file_too_small",
-        None,
-    ]
-
-
-def test_laion5b_names_the_models_of_the_paper():
-    recipe = shipped("laion5b")
-    assert (recipe.min_text_length, recipe.min_bytes) == (5, 5000)
-    assert (recipe.clip_model, recipe.clip_pretrained) == ("ViT-B-32", "openai")
-    english, multilingual = recipe.clip_models
-    assert (english.text_model, english.languages) == (None, ["en"])
-    assert multilingual.text_model == "sentence-transformers/clip-ViT-B-32-multilingual-v1"
-    assert multilingual.languages == ["other", "unknown"]
-
-
-def test_laion400m():
-    assert reasons(
-        shipped("laion400m"),
-        {"clip_score": 0.30},
-        {"clip_score": 0.2999},
-        {"text": "1234"},
-        {"bytes": 4999},
-        {"bytes": 5000, "text": "12345"},
-    ) == [None, "low_similarity", "text_too_short", "file_too_small", None]
-
-
-def test_datacomp_basic():
-    assert reasons(
-        shipped("datacomp_basic"),
-        {},
-        {"language": "de"},
-        {"language": None},
-        {"text": "three words here"},
-        {"text": "only two_words_here"},
-        {"text": "a b cd"},
-        {"text": "a b c"},
-        {"original_width": 199, "original_height": 300},
-        {"original_width": 200, "original_height": 601},
-        {"language_bucket": "unknown", "language_probability": 0.1},
-    ) == [
-        None,
-        "not_english",
-        "not_english",
-        None,
-        "too_few_words",
-        None,
-        "text_too_short",
-        "image_too_small",
-        "bad_aspect_ratio",
-        None,
-    ]
-
-
-def test_trusted():
-    recipe = shipped("trusted", page_prefix="http://localhost:8000/trusted/")
-    assert reasons(
-        recipe,
-        {},
-        {"page_url": "http://localhost:8000/open/?from=http://localhost:8000/trusted/"},
-        {"page_url": None},
-        {"text": "x"},
-        {"bytes": 99},
-    ) == [None, "not_trusted", "missing_page_url", "text_too_short", "file_too_small"]
-
-
-def test_emoji_keeps_85_percent_of_each_language():
-    rules = {rule.reason: rule for rule in compile_rules(shipped("emoji"), SCHEMA)}
-    top = rules["low_similarity"]
-    assert (top.fraction, top.of, top.by) == (0.85, "clip_score", "language_bucket")
-    assert list(rules) == [
-        "text_too_short", "file_too_small", "image_too_small", "low_similarity", "not_english", "skin_tone_variant",
-    ]  # fmt: skip
-
-
-def test_emoji_trains_on_english_pages_and_3_in_16_skin_tones():
-    recipe = of_rules(*[
-        {"reason": rule.reason, "keep": rule.keep} for rule in shipped("emoji").rules[4:]
-    ])  # fmt: skip
-    tone = "waving hand medium-dark skin tone"
-    uids = [f"{0:031x}{digit:x}" for digit in range(16)]
-    assert reasons(recipe, *({"uid": uid, "text": tone, "page_language": "en"} for uid in uids)) == [
-        None if digit < 3 else "skin_tone_variant" for digit in range(16)
-    ]
-    assert reasons(
-        recipe,
-        {"text": "a cat", "page_language": "en"},
-        {"text": "a cat", "page_language": "en-GB"},
-        {"text": "a cat", "page_language": "de"},
-        {"text": "a cat", "page_language": None},
-    ) == [None, None, "not_english", "missing_page_language"]
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_opens_with_its_source_and_compiles(path):
-    header = path.read_text()
-    assert "# Source:" in header
-    assert "# Known deviations:" in header
-    parameters = {"page_prefix": "http://localhost/"} if path.stem == "trusted" else {}
-    recipe = shipped(path.stem, **parameters)
-    taggers = {"language": LANGUAGE_COLUMNS, "clip": clip_columns(recipe.clip_models)}
-    columns = {name: kind for tagger in recipe.taggers for name, kind in taggers[tagger].items()}
-    compile_rules(recipe, pl.Schema({**base_schema(), **columns}))
 
 
 def test_a_score_that_is_null_or_nan_is_missing_and_not_low():
@@ -266,6 +122,14 @@ def test_a_word_of_sql_inside_a_text_is_only_a_text():
             "unknown column 'lang'; did you mean 'language'.* Rule 'x' of recipe 'mine' needs it",
         ),
         (
+            {"reason": "x", "balance": "entries", "max_per_entry": 5, "seed": 0},
+            "unknown column 'entries'.* Rule 'x' of recipe 'mine' needs it",
+        ),
+        (
+            {"reason": "x", "balance": "text", "max_per_entry": 5, "seed": 0},
+            "rule 'x' balances 'text', a String column; give a column of lists of whole numbers",
+        ),
+        (
             {"reason": "x", "top_fraction": 0.3, "of": "text"},
             "rule 'x' ranks by 'text', a String column; give a numeric column",
         ),
@@ -280,11 +144,17 @@ def test_a_top_fraction_needs_columns_that_exist(rule, words):
     ("rule", "words"),
     [
         ({"reason": "Two Words", "keep": "true"}, "has the reason 'Two Words'; give one word of lower-case"),
-        ({"reason": "x"}, "rule 'x' needs either keep or top_fraction, it has both or neither"),
-        ({"reason": "x", "keep": "true", "top_fraction": 0.5, "of": "bytes"}, "either keep or top_fraction"),
+        (
+            {"reason": "x"},
+            "rule 'x' has no kind; give exactly one of keep, top_fraction, sample_fraction, balance",
+        ),
+        (
+            {"reason": "x", "keep": "true", "top_fraction": 0.5, "of": "bytes"},
+            "has keep and top_fraction; give exactly one of",
+        ),
         (
             {"reason": "x", "keep": "true", "by": "bytes"},
-            "rule 'x' has keep, so `of` and `by` mean nothing .*remove them",
+            "rule 'x' has keep, so `by` means nothing there; remove it",
         ),
         ({"reason": "x", "top_fraction": 0.0, "of": "bytes"}, "above 0, at most 1"),
         ({"reason": "x", "top_fraction": 30.0, "of": "bytes"}, "above 0, at most 1"),

@@ -18,9 +18,9 @@ from crawl2clip.errors import DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from data_pipeline.funnel import funnel_row, update_funnel
-from data_pipeline.recipe import RecipeConfig, RuleConfig, base_schema, compile_rules
+from data_pipeline.recipe import RecipeConfig, RuleConfig
 from data_pipeline.report import funnel_section, make_stage, pipeline_sections
-from data_pipeline.report_data import ASPECT_BINS, Histogram, StageRow, read_stage_rows
+from data_pipeline.report_data import ASPECT_BINS, Histogram, StageRow, Tally, gather, read_stage_rows
 from data_pipeline.report_page import (
     THUMBNAIL_PIXELS,
     Example,
@@ -35,7 +35,8 @@ from data_pipeline.report_page import (
     table,
     tiles,
 )
-from data_pipeline.select import SelectStage
+from data_pipeline.rules import base_schema, compile_rules
+from data_pipeline.select import SelectStage, iter_decisions
 from data_pipeline.stage import (
     Counts,
     Outcome,
@@ -268,7 +269,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 def test_few_examples_are_the_ones_asked_for(tmp_path):
     make_run(tmp_path, [f"caption number {number}" for number in range(40)])
     sections = {section.title: section for section in pipeline_sections(tmp_path, examples_per_reason=3)}
-    assert str(sections["Examples: kept"].blocks[0]).count("<figcaption") == 3
+    assert str(sections["Examples: kept"].blocks[1]).count("<figcaption") == 3
 
 
 def test_a_run_without_a_selection_is_told_so(tmp_path):
@@ -287,3 +288,111 @@ def test_the_funnel_is_that_of_the_run(tmp_path):
     texts = Seen(render_report("t", [funnel_section(rows)])).texts
     assert {"18", "16", "http_error: 2", "3", "4"} <= set(texts)
     assert funnel_section([StageRow("x", 1, Counts(), 0.0, 0.0)]).blocks
+
+
+def add_safety_tags(output, punsafe):
+    """Tags of the unsafe tagger for every pair: uid -> punsafe, None where it could not tell."""
+    for name in ("00000000", "00000001"):
+        uids = pl.read_parquet(output / "raw" / f"{name}.parquet")["uid"]
+        frame = pl.DataFrame(
+            {"uid": uids, "punsafe": pl.Series([punsafe[uid] for uid in uids], dtype=pl.Float32)}
+        )
+        write_stage_folder(output / "tags" / "unsafe", "tag/unsafe", {name: frame})
+    names = [{"name": "00000000"}, {"name": "00000001"}]
+    (output / "tags" / "unsafe" / "manifest.json").write_text(json.dumps({"shards": names}))
+
+
+def pictures(output):
+    """uid -> the picture that the report holds of it."""
+    gathered = gather(output, examples_per_reason=100)
+    return {pair.uid: pair for pairs in gathered.examples.values() for pair in pairs}
+
+
+def edges(image):
+    return int(np.abs(np.diff(np.asarray(image.convert("L")).astype(int), axis=1)).max())
+
+
+def test_unsafe_pictures_are_blurred_before_they_reach_the_page(tmp_path):
+    make_run(tmp_path, [f"caption number {number}" for number in range(6)])
+    noise = np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8) * 255
+    for number in range(2):
+        name = f"{number:08d}"
+        uids = pl.read_parquet(tmp_path / "raw" / f"{name}.parquet")["uid"]
+        with ShardWriter(tmp_path / "raw" / f"{name}.tar") as writer:
+            for uid in uids:
+                buffer = io.BytesIO()
+                Image.fromarray(noise).save(buffer, "png")
+                writer.write(uid, {"png": buffer.getvalue(), "txt": b"", "json": b"{}"})
+    before = pictures(tmp_path)
+    assert all(edges(pair.image) == 255 and pair.unsafe is None for pair in before.values())
+    page = render_report("t", pipeline_sections(tmp_path))
+    assert "No safety tagger has judged these pictures" in page
+    values = dict(zip(sorted(before), [0.49, 0.5, 0.99, None, 0.0, float("nan")] * 2, strict=True))
+    add_safety_tags(tmp_path, values)
+    for uid, pair in pictures(tmp_path).items():
+        hidden = values[uid] is None or not values[uid] < 0.5
+        assert pair.unsafe is hidden
+        assert pair.image.size == (64, 64)
+        assert (edges(pair.image) < 90) is hidden  # black and white dots are a few grey blots
+    page = render_report("t", pipeline_sections(tmp_path))
+    assert "is blurred" not in page
+    assert "or could not judge, are blurred here" in page
+    assert page.count("blurred: may be unsafe") == 8
+
+
+def test_what_a_blocklist_names_is_counted_and_not_shown(tmp_path):
+    make_run(tmp_path, [f"caption number {number}" for number in range(6)])
+    path = tmp_path / "subset" / "subset.decisions.parquet"
+    decisions = pq.read_table(path)
+    frame = pl.DataFrame(pl.from_arrow(decisions)).with_columns(
+        kept=pl.lit(False), reason=pl.lit("blocked_md5"), shard=pl.col("shard").cast(pl.String)
+    )
+    pq.write_table(frame.to_arrow().cast(decisions.schema), path, row_group_size=6)
+    recipe = tmp_path / "subset" / "subset.recipe.json"
+    value = json.loads(recipe.read_text())
+    value["funnel"] = [{"reason": "blocked_md5", "dropped": 12, "left": 0}]
+    recipe.write_text(json.dumps(value))
+    page = render_report("t", pipeline_sections(tmp_path))
+    assert "blocked_md5" in page
+    assert "<img" not in page
+    assert "caption number" not in page
+
+
+def test_decisions_come_shard_by_shard(tmp_path):
+    make_run(tmp_path, [f"caption number {number}" for number in range(6)])
+    found = list(iter_decisions(tmp_path))
+    assert [(name, len(rows)) for name, rows in found] == [("00000000", 6), ("00000001", 6)]
+    path = tmp_path / "subset" / "subset.decisions.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=3)  # a shard in two row groups
+    again = list(iter_decisions(tmp_path))
+    assert all(a[0] == b[0] and a[1].equals(b[1]) for a, b in zip(found, again, strict=True))
+
+
+def test_a_tally_lets_rare_values_go_and_says_so(monkeypatch):
+    monkeypatch.setattr("data_pipeline.report_data.MAX_VALUES", 10)
+    tally = Tally()
+    values = ["often.org"] * 50 + ["seldom.org"] * 5
+    tally.add(pl.Series([*values, None]), pl.Series([True] * 30 + [False] * 26))
+    assert tally.most_common(2) == [("often.org", 30, 20), ("seldom.org", 0, 5)]
+    assert (tally.values, tally.total, tally.approximate) == (2, 55, False)
+    tally.add(pl.Series([f"{n}.org" for n in range(20)]), pl.Series([True] * 20))
+    assert tally.approximate
+    assert tally.values == 5
+    assert tally.most_common(1) == [("often.org", 30, 20)]
+
+
+def test_sites_languages_and_licences_are_shown(tmp_path):
+    make_run(tmp_path)
+    for number in range(2):
+        path = tmp_path / "raw" / f"{number:08d}.parquet"
+        rows = pl.read_parquet(path).with_columns(
+            url=pl.lit("https://user@Evil<b>.example:8000/a.png"),
+            license=pl.lit("https://creativecommons.org/licenses/by/4.0/"),
+        )
+        pq.write_table(rows.to_arrow().cast(DOWNLOAD_SCHEMA), path)
+    sections = {section.title: section for section in pipeline_sections(tmp_path)}
+    page = render_report("t", [sections["Languages, sites, licences"]])
+    texts = " ".join(check_is_safe_and_self_contained(page).texts)
+    assert "evil<b>.example" in texts
+    assert "https://creativecommons.org/licenses/by/4.0/" in texts
+    assert "% kept)" in texts

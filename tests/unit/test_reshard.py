@@ -16,7 +16,8 @@ import webdataset
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of, uids_to_array
 from crawl2clip.shards import ShardWriter, list_shards, raise_fault, read_manifest, read_samples
-from data_pipeline.reshard import OpenFiles, ReshardConfig, key_ranges, make_stages
+from data_pipeline.open_files import OpenFiles
+from data_pipeline.reshard import ReshardConfig, key_ranges, make_stages
 from data_pipeline.stage import Outcome, make_shard, publish_shard, run_stage, temporary_folder
 from data_pipeline.subset import is_in_subset, open_uids, order_keys, uid_halves
 

@@ -14,13 +14,18 @@ import pytest
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, UID_DTYPE, array_to_uids, uid_of
-from data_pipeline.recipe import RecipeConfig, RuleConfig, base_schema, compile_rules
-from data_pipeline.select import SelectStage, make_stage, read_decisions, read_recipe
+from data_pipeline.blocklist import BlockKind, hash_of
+from data_pipeline.clip_models import ClipModelConfig
+from data_pipeline.language import LanguageDetector
+from data_pipeline.recipe import RecipeConfig, RuleConfig
+from data_pipeline.rules import TopFractionRule, base_schema, compile_rules
+from data_pipeline.select import SelectConfig, SelectStage, make_stage, read_decisions, read_recipe
 from data_pipeline.stage import make_shard, publish_shard, temporary_folder
-from data_pipeline.subset import sorted_uids, uid_halves
-from data_pipeline.top_fraction import num_kept
+from data_pipeline.subset import SubsetWriter, uid_halves
+from data_pipeline.tag import TagConfig
+from data_pipeline.top_fraction import find_cuts, num_kept
 
-TAGS = {"language_bucket": pl.String, "clip_score": pl.Float32}
+TAGS = {"language_bucket": pl.String, "clip_score": pl.Float32, "entries": pl.List(pl.Int32)}
 
 
 def write_stage_folder(folder, tables):
@@ -38,11 +43,11 @@ def rows_of(number, scores, *, bucket="en", **columns):
     for index, score in enumerate(scores):
         url = f"http://a.b/{number}/{index}.png"
         row = {"uid": uid_of(url, "text"), "url": url, "text": "text", "status": "success", "bytes": 9000}
-        rows.append({**row, "language_bucket": bucket, "clip_score": score, **columns})
+        rows.append({**row, "language_bucket": bucket, "clip_score": score, "entries": [], **columns})
     return rows
 
 
-def run(tmp_path, shards, *rules):
+def run(tmp_path, shards, *rules, **settings):
     """Selects from raw shards given as lists of rows; returns uid -> reason, and the counts."""
     raw, tags = {}, {}
     for number, rows in enumerate(shards):
@@ -52,14 +57,14 @@ def run(tmp_path, shards, *rules):
         # Tags come in another order than the table, and for one pair that is not in it: nothing joins by position.
         tagged = [row for row in reversed(rows) if row["status"] == "success" and not row.get("untagged")]
         kept = [{name: row[name] for name in ("uid", *TAGS)} for row in tagged]
-        kept.append({"uid": "f" * 32, "language_bucket": "en", "clip_score": 99.0})
+        kept.append({"uid": "f" * 32, "language_bucket": "en", "clip_score": 99.0, "entries": None})
         tags[f"{number:08d}"] = pl.DataFrame(kept, schema={"uid": pl.String, **TAGS}).to_arrow()
     write_stage_folder(tmp_path / "raw", raw)
     write_stage_folder(tmp_path / "tags" / "clip", tags)
-    return select(tmp_path, *rules)
+    return select(tmp_path, *rules, **settings)
 
 
-def stage_of(tmp_path, *rules):
+def stage_of(tmp_path, *rules, blocklist=(), phash_distance=0):
     recipe = RecipeConfig(
         name="mine",
         version="1",
@@ -70,11 +75,14 @@ def stage_of(tmp_path, *rules):
     )
     compiled = compile_rules(recipe, pl.Schema({**base_schema(), **TAGS}))
     folder, raw, tags = tmp_path / "subset", tmp_path / "raw", tmp_path / "tags"
-    return SelectStage("select", folder, {}, raw, tags, recipe, {"clip": list(TAGS)}, compiled)
+    columns = {"clip": list(TAGS)}
+    return SelectStage(
+        "select", folder, {}, raw, tags, recipe, columns, compiled, tuple(blocklist), phash_distance
+    )
 
 
-def select(tmp_path, *rules):
-    stage = stage_of(tmp_path, *rules)
+def select(tmp_path, *rules, **settings):
+    stage = stage_of(tmp_path, *rules, **settings)
     (shard,) = stage.shards()
     stage.folder.mkdir(exist_ok=True)
     temporary = temporary_folder(stage, shard)
@@ -181,6 +189,168 @@ def test_two_top_fractions_follow_each_other(tmp_path):
     assert list(verdict.values()) == [*["not_top"] * 4, *["not_top_again"] * 3, "late"]
 
 
+SPREADS = {
+    "bits": lambda random, n: random.integers(0, 2**32, n, dtype=np.uint32).view(np.float32),
+    "close": lambda random, n: (0.3 + random.random(n) * 1e-6).astype(np.float32),
+    "ties": lambda random, n: np.full(n, 0.25, np.float32),
+    "zeros": lambda random, n: random.choice(np.array([0.0, -0.0, -1e-40, 1e-40], np.float32), n),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_cut_found_digit_by_digit_is_the_cut_of_the_sorted_rows(spread, monkeypatch):
+    """No row fits in memory here, so every digit of score and uid is looked at."""
+    monkeypatch.setattr("data_pipeline.top_fraction.ROWS_IN_MEMORY", 1)
+    random = np.random.default_rng(3)
+    scores = SPREADS[spread](random, 3000)
+    scores = scores[np.isfinite(scores)]
+    uids = [f"{a:016x}{b:016x}" for a, b in random.integers(0, 2**63, (len(scores), 2))]
+    frame = pl.DataFrame(
+        {"uid": uids, "clip_score": scores, "by": [["en", "ja"][n % 3 == 0] for n in range(len(uids))]}
+    )
+    passes = []
+
+    def tables():
+        passes.append(1)
+        return iter([frame[:1000], frame[1000:1001], frame[1001:]])
+
+    for by in (None, "by"):
+        for fraction in (0.001, 0.3, 1.0):
+            cuts = find_cuts(TopFractionRule("x", fraction, "clip_score", by), tables)
+            for group, cut in cuts.items():
+                rows = frame if group is None else frame.filter(pl.col("by") == group)
+                ranked = sorted(
+                    zip(rows["clip_score"], rows["uid"], strict=True), key=lambda row: (-row[0], row[1])
+                )
+                last = ranked[num_kept(fraction, len(rows)) - 1]
+                assert (cut.score, cut.last_uid) == last
+                assert (cut.rows, cut.kept) == (len(rows), num_kept(fraction, len(rows)))
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.Int64, pl.UInt64, pl.Float64, pl.UInt16])
+def test_any_kind_of_number_ranks(kind):
+    low, high = (0, 255) if kind in (pl.UInt64, pl.UInt16) else (-128, 127)
+    values = np.random.default_rng(0).permutation(np.arange(low, high + 1))
+    frame = pl.DataFrame({"uid": [f"{n:032x}" for n in range(256)], "n": pl.Series(values, dtype=kind)})
+    cuts = find_cuts(TopFractionRule("x", 0.25, "n", None), lambda: iter([frame]))
+    assert cuts[None].score == high - 63
+
+
+def test_a_group_by_nearly_every_row_is_refused(monkeypatch):
+    monkeypatch.setattr("data_pipeline.top_fraction.MAX_GROUPS", 5)
+    frame = pl.DataFrame({"uid": [f"{n:032x}" for n in range(6)], "n": range(6), "url": list("abcdef")})
+    with pytest.raises(
+        DataError, match="rule 'x' takes a fraction of each value of 'url', which has more than 5 values"
+    ):
+        find_cuts(TopFractionRule("x", 0.5, "n", "url"), lambda: iter([frame]))
+
+
+def test_a_sample_is_the_same_rows_in_every_run_and_of_any_part(tmp_path):
+    rows = rows_of(0, [0.5] * 2000)
+    sample = {"reason": "not_sampled", "sample_fraction": 0.25, "seed": 7}
+    verdict, _ = run(tmp_path / "all", [rows[:900], rows[900:]], sample)
+    kept = {uid for uid, reason in verdict.items() if reason is None}
+    assert abs(len(kept) - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5
+    half, _ = run(tmp_path / "half", [rows[500:1500]], sample)
+    assert {uid for uid, reason in half.items() if reason is None} == kept & set(half)
+    more, _ = run(tmp_path / "more", [rows], {**sample, "sample_fraction": 0.5})
+    assert kept < {uid for uid, reason in more.items() if reason is None}
+    other, _ = run(tmp_path / "other", [rows], {**sample, "seed": 8})
+    assert 60 < len(kept & {uid for uid, reason in other.items() if reason is None}) < 190  # 125 by chance
+
+
+def balance(limit, seed=0):
+    return {"reason": "balanced_out", "balance": "entries", "max_per_entry": limit, "seed": seed}
+
+
+def test_balancing_keeps_what_the_paper_says(tmp_path):
+    # Entry 3 is in 1,000 rows, 5 in 400 of these, 9 in 20 of these: a row stays if any of its entries keeps it.
+    rows = [
+        {**row, "entries": [3, *([5] if n < 400 else []), *([9, 9] if n < 20 else [])]}
+        for n, row in enumerate(rows_of(0, [0.5] * 1000))
+    ]
+    verdict, counts = run(tmp_path / "a", [rows[::2], rows[1::2]], balance(100))
+    kept = [verdict[row["uid"]] is None for row in rows]
+    assert all(kept[:20])  # 9 is rare
+    chance = 1 - (1 - 100 / 1000) * (1 - 100 / 400)
+    assert abs(sum(kept[20:400]) - 380 * chance) < 5 * (380 * chance * (1 - chance)) ** 0.5
+    assert abs(sum(kept[400:]) - 600 * 0.1) < 5 * (600 * 0.09) ** 0.5
+    assert counts["dropped"] == {"balanced_out": 1000 - sum(kept)}
+    again, _ = run(tmp_path / "b", [rows], balance(100))  # other shards, the same rows
+    assert {uid: again[uid] for uid in again} == {uid: verdict[uid] for uid in again}
+    other, _ = run(tmp_path / "c", [rows], balance(100, seed=1))
+    assert other != again
+
+
+def test_balancing_counts_the_rows_that_are_left_when_it_is_reached(tmp_path):
+    rows = rows_of(0, [0.1] * 900 + [0.9] * 100, entries=[4])
+    verdict, _ = run(tmp_path, [rows], LOW, balance(100))
+    assert Counter(verdict.values()) == {"low": 900, None: 100}
+
+
+def test_rows_without_entries_are_missing_or_have_nothing_to_keep_them(tmp_path):
+    rows = [*rows_of(0, [0.5], entries=None), *rows_of(1, [0.5]), *rows_of(2, [0.5], entries=[None, 2])]
+    verdict, _ = run(tmp_path, [rows], balance(5))
+    assert list(verdict.values()) == ["missing_entries", "balanced_out", None]
+
+
+def test_an_entry_that_cannot_be_one_is_named(tmp_path):
+    with pytest.raises(
+        DataError, match=r"the column 'entries' holds the entry -1; entries are numbers of lines"
+    ):
+        run(tmp_path, [rows_of(0, [0.5], entries=[-1])], balance(5))
+
+
+def test_blocklists_come_before_the_rules_and_are_counted_by_kind(tmp_path):
+    rows = rows_of(0, [0.9, 0.1, 0.8, 0.7, 0.6, 0.5])
+    for number, row in enumerate(rows):
+        row |= {"md5": f"{number:032x}", "sha256": f"{number:032x}" * 2, "phash": f"{number * 255:016x}"}
+    rows[5] |= {"md5": None, "sha256": None, "phash": None}  # no hash, no match
+    listed = tmp_path / "list.txt"
+    far = f"phash:{4 * 255 ^ 0b111:016x}"
+    url = f"url:{hash_of(BlockKind.url, rows[3]['url'])}"
+    listed.write_text("\n".join([f"md5:{1:032x}", f"sha256:{f'{2:032x}' * 2}", far, url]))
+    settings = {"blocklist": [str(listed)], "phash_distance": 3}
+    verdict, counts = run(tmp_path / "a", [rows[:3], rows[3:]], LOW, top(0.5), **settings)
+    named = ["blocked_md5", "blocked_sha256", "blocked_url", "blocked_phash"]
+    assert list(verdict.values()) == [None, *named, "not_top"]
+    assert counts["dropped"] == {**dict.fromkeys(named, 1), "not_top": 1}
+    told = read_recipe(tmp_path / "a")
+    assert told["blocklists"] == 1
+    assert {step["reason"] for step in told["funnel"][:4]} == set(named)
+    assert told["top_fractions"]["not_top"]["all"]["rows"] == 2  # blocked rows take no part
+    listed.write_text(far)
+    for distance, reason in ((2, None), (3, "blocked_phash")):
+        every = {"reason": "none", "keep": "true"}
+        settings = {"blocklist": [str(listed)], "phash_distance": distance}
+        verdict, _ = run(tmp_path / str(distance), [rows], every, **settings)
+        assert verdict[rows[4]["uid"]] == reason
+
+
+def test_a_blocklist_that_cannot_be_used_stops_before_work(tmp_path):
+    (tmp_path / "list.txt").write_text("md5:0\n")
+    recipe = RecipeConfig(
+        name="mine", version="1", source="-", min_text_length=0, min_bytes=0, rules=[RuleConfig(**LOW)]
+    )
+    tagger = TagConfig(
+        taggers=["clip"],
+        models=[ClipModelConfig(name="x", pretrained="x")],
+        language_detector=LanguageDetector.fasttext,
+        min_language_probability=0.5,
+        device="cpu",
+        precision="fp32",
+        image_batch_size=1,
+    )
+    select = SelectConfig(blocklist=[str(tmp_path / "list.txt")], phash_distance=0)
+    config: Any = SimpleNamespace(output_dir=str(tmp_path), recipe=recipe, tagger=tagger, select=select)
+    with pytest.raises(
+        ConfigError, match=r"select\.blocklist names .*line 1, is not an entry of a blocklist"
+    ):
+        make_stage(config)
+    with pytest.raises(ConfigError, match=r"select\.phash_distance is 16; give 0 to 15 bits of 64"):
+        SelectConfig(phash_distance=16)
+
+
 def test_a_top_fraction_of_nothing_keeps_nothing(tmp_path):
     verdict, _ = run(tmp_path, [rows_of(0, [0.1, 0.2])], {"reason": "no", "keep": "false"}, top(0.5))
     assert Counter(verdict.values()) == {"no": 2}
@@ -199,7 +369,10 @@ def test_a_recipe_whose_tagger_is_switched_off_is_refused(tmp_path):
         name="mine", version="1", source="-", min_text_length=0, min_bytes=0, taggers=["language", "clip"]
     )
     config: Any = SimpleNamespace(  # the part of PipelineConfig that it reads
-        output_dir=str(tmp_path), recipe=recipe, tagger=SimpleNamespace(taggers=["language"])
+        select=SelectConfig(phash_distance=0),
+        output_dir=str(tmp_path),
+        recipe=recipe,
+        tagger=SimpleNamespace(taggers=["language"]),
     )
     with pytest.raises(
         ConfigError,
@@ -243,13 +416,17 @@ def test_a_damaged_tag_file_is_named(tmp_path, damage):
         select(tmp_path, LOW)
 
 
-def test_uids_keep_all_their_bits():
+def test_uids_keep_all_their_bits(tmp_path):
     uids = ["0" * 32, "f" * 32, "8" + "0" * 31, "0" * 16 + "8" + "0" * 15]
-    assert array_to_uids(
-        sorted_uids([uid_halves(pl.Series(uids[:2])), uid_halves(pl.Series(uids[2:]))])
-    ) == sorted(uids)
-    with pytest.raises(DataError, match="'xyz' is not a uid"):
-        uid_halves(pl.Series(["xyz"]))
+    writer = SubsetWriter(tmp_path / "uids.npy")
+    for part in (uids[:2], [], uids[2:]):
+        writer.add(uid_halves(pl.Series(part, dtype=pl.String)))
+    assert writer.close() == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["uids.npy"]
+    assert array_to_uids(np.load(tmp_path / "uids.npy", mmap_mode="r")) == sorted(uids)
+    for odd in ("xyz", "g" * 32, "A" * 32, "0" * 31 + "é", None):
+        with pytest.raises(DataError, match="is not a uid; a uid is 32 hex digits"):
+            uid_halves(pl.Series([uids[0], odd]))
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
