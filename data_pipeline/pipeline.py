@@ -117,19 +117,32 @@ def _run_steps(
 
 
 def with_local_paths(config: PipelineConfig) -> PipelineConfig:
-    """The settings with addresses in an object store replaced by where this machine works on them."""
-    uids = config.reshard.uids
-    for path in [*config.deduplicate.blocklist, *([] if uids is None else [uids])]:
-        storage.fetch_newest(storage.local_path(path))
+    """The settings with local paths for addresses in an object store; single files are brought."""
+
+    def here(path: str) -> str:
+        return str(storage.local_path(path))
+
+    def brought(paths: list[str]) -> list[str]:
+        for path in paths:
+            storage.fetch_newest(here(path))
+        return [here(path) for path in paths]
+
+    deduplicated, select, reshard = config.deduplicate, config.select, config.reshard
     return replace(
         config,
-        output_dir=str(storage.local_path(config.output_dir)),
+        output_dir=here(config.output_dir),
         deduplicate=replace(
-            config.deduplicate,
-            earlier=[str(storage.local_path(path)) for path in config.deduplicate.earlier],
-            blocklist=[str(storage.local_path(path)) for path in config.deduplicate.blocklist],
+            deduplicated,
+            earlier=[here(path) for path in deduplicated.earlier],
+            blocklist=brought(deduplicated.blocklist),
         ),
-        reshard=replace(config.reshard, uids=None if uids is None else str(storage.local_path(uids))),
+        select=replace(select, blocklist=brought(select.blocklist)),
+        reshard=replace(
+            reshard,
+            uids=None if reshard.uids is None else brought([reshard.uids])[0],
+            weights=None if reshard.weights is None else brought([reshard.weights])[0],
+            captions=brought(reshard.captions),
+        ),
     )
 
 

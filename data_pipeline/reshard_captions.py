@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crawl2clip.errors import ConfigError, DataError
+from data_pipeline import storage
 from data_pipeline.reshard_copies import copy_keys, numbered, open_copies
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 from data_pipeline.subset import order_keys, uid_halves
@@ -135,6 +136,7 @@ def open_captions(folder: Path, first_key: int, last_key: int, mode: CaptionMode
     found: dict[tuple[int, str], list[str]] = {}
     low, high = pl.lit(first_key, pl.UInt64), pl.lit(last_key, pl.UInt64)
     for name in finished_shards(folder):
+        storage.fetch(folder / f"{name}.parquet")
         rows = (
             pl.scan_parquet(folder / f"{name}.parquet").filter(pl.col("key").is_between(low, high)).collect()
         )

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crawl2clip.errors import ConfigError, DataError
+from data_pipeline import storage
 from data_pipeline.stage import Counts, Shard, Stage
 from data_pipeline.subset import chances, count_in_subset, open_uids, split_mix, uid_halves
 
@@ -47,6 +48,8 @@ class Copies:
 
 def open_copies(uids: Path, weights: Path | None, seed: int) -> Copies:
     """The list of uids and the weights, both mapped from disk."""
+    if weights is not None:
+        storage.fetch(weights)
     return Copies(
         open_uids(uids, repeats=True), None if weights is None else np.load(weights, mmap_mode="r"), seed
     )

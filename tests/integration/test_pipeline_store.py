@@ -192,7 +192,7 @@ def stages_of(output_dir):
             rules=[RuleConfig(reason="not_english", keep="language_bucket = 'en'"),
                    RuleConfig(reason="low", top_fraction=0.5, of="bytes", by="language_bucket")],
         ),
-        reshard=ReshardConfig(samples_per_shard=4, seed=3),
+        select=select.SelectConfig(phash_distance=0), reshard=ReshardConfig(samples_per_shard=4, seed=3),
     )  # fmt: skip
     return [*tag.make_stages(settings), select.make_stage(settings), *reshard.make_stages(settings)]
 
