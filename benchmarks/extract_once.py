@@ -28,7 +28,6 @@ from data_pipeline.sources import CrawlForm
 from data_pipeline.stage import Counts
 from data_pipeline.text import clean_text
 
-
 _PEER_COLUMNS = ("uid", "url", "text", "crawl_file", "page_url")
 
 
