@@ -28,6 +28,8 @@ from data_pipeline.sources import CrawlForm
 from data_pipeline.stage import Counts
 from data_pipeline.text import clean_text
 
+_PEER_COLUMNS = ("uid", "url", "text", "crawl_file", "page_url")
+
 
 def config(min_text_length: int) -> ExtractConfig:
     """LAION-5B's limits; of the texts, alt only, as cc2dataset."""
@@ -53,12 +55,17 @@ def make_pairs(wat: Path) -> int:
     """The rows as Python objects, and how many there are."""
     settings, rows = config(1), 0
     writer = CandidateWriter(io.BytesIO(), wat.name, settings)  # pyright: ignore[reportArgumentType]
+
+    def take() -> None:
+        nonlocal rows
+        table = writer._columns.to_table()
+        rows += len(list(zip(*(table[name].to_pylist() for name in _PEER_COLUMNS), strict=True)))
+        writer._columns.clear()
+
+    writer._flush = take
     for page, _ in read_pages(wat, CrawlForm.wat, settings, writer.counts):
         writer.add(page, 0)
-        columns = writer._pairs.columns()
-        found = zip(*(columns[name].to_pylist() for name in ("uid", "url", "text")), strict=True)
-        rows += len([(*pair, page.url) for pair in found])
-        writer._columns.clear()
+    take()
     return rows
 
 

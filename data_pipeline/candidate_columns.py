@@ -30,7 +30,7 @@ class Pairs(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """Of all addresses and texts, about."""
+        """Of all addresses and texts, each with a byte beside it."""
         ...
 
     def append(self, url: str, text: str, text_source: str) -> None:
@@ -67,7 +67,9 @@ class PairLists:
         self._urls.append(url)
         self._texts.append(text)
         self._text_sources.append(text_source)
-        self.size_bytes += len(url) + len(text)
+        self.size_bytes += (
+            len(url) + len(text.encode()) + 2
+        )  # as compiled code counts, so that batches are the same
 
     def columns(self) -> dict[str, pa.Array]:
         """uid, url, text and text_source of all pairs."""

@@ -75,7 +75,7 @@ class PackedPairs:
 
     @property
     def size_bytes(self) -> int:
-        """Of all addresses and texts."""
+        """Of all addresses and texts, each with a byte beside it."""
         return self._pairs.hashed.size
 
     def clear(self) -> None:

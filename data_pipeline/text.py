@@ -142,6 +142,7 @@ _SPACES = re.compile("  +")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+@cache
 def character_kinds() -> bytes:
     """The kinds of characters in `_SETTLED` for compiled code, a byte for each up to U+1FFFF; 0 for all others."""
     kinds = bytearray(0x20000)

@@ -190,4 +190,4 @@ def test_a_page_of_many_long_addresses_is_written_in_parts(tmp_path, monkeypatch
     rows, counts = extract_both_ways(path, tmp_path)
     assert len(rows) == counts.rows_out == 11_000
     assert rows[1234]["url"] == f"{url}234"
-    assert pq.ParquetFile(tmp_path / "candidates.parquet").num_row_groups == 110
+    assert pq.ParquetFile(tmp_path / "candidates.parquet").num_row_groups == 55

@@ -72,14 +72,12 @@ _settled = st.sampled_from(
     ]
 )
 _near = st.one_of(
-    _settled,
-    _settled,
-    st.characters(max_codepoint=0x17F),
-    st.sampled_from("  \u2019\u201c\u2026\u20ac\u00a0\u00ad\u200b\u2122\u2014\n\u00d8&"),
+    _settled, _settled, st.characters(max_codepoint=0x17F), st.sampled_from("  \u2019\u201c\u2026\u20ac")
 )
+_nearer = st.one_of(_near, st.sampled_from("\u00a0\u00ad\u200b\u2122\u2014\n\u00d8&;"))
 
 
-@given(st.lists(_near, max_size=14).map("".join), st.booleans())
+@given(st.lists(_nearer, max_size=14).map("".join), st.booleans())
 @settings(max_examples=500, deadline=None)
 def test_text_that_ftfy_would_leave_alone_is_known_without_it(text, capitals):
     text = text.title() if capitals else text
