@@ -59,7 +59,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         DataError: the stage has not started yet, or the file is damaged.
     """
     path = Path(folder) / MANIFEST
-    storage.fetch(path)
+    storage.fetch_newest(path)
     return read_json(path)
 
 
@@ -82,7 +82,8 @@ def read_stats(folder: Path | str, name: str) -> dict[str, Any]:
         DataError: it is missing, or not such a record.
     """
     path = Path(folder) / (name + STATS_SUFFIX)
-    storage.fetch(path)
+    if not path.exists():
+        storage.fetch(path)
     stats = read_json(path)
     if not _is_record(stats):
         raise DataError(
@@ -240,7 +241,7 @@ def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) ->
     finally:
         if not stage.shares_inputs:
             for path in fetched:
-                Path(path).unlink(missing_ok=True)
+                storage.drop(path)
     seconds = time.monotonic() - started
     files = sorted(path for path in temporary.iterdir())
     for path in files:
