@@ -126,18 +126,12 @@ def freeze_manifest(stage: "Stage") -> "list[Shard]":
         )
     path = stage.folder / MANIFEST
     storage.fetch_newest(path)
-    wanted = json.loads(
-        json.dumps(
-            storage.public(
-                {
-                    "stage": stage.name,
-                    "settings": stage.settings,
-                    "upstream": _manifest_digests(shards),
-                    "shards": [{"name": shard.name, "inputs": shard.inputs} for shard in shards],
-                }
-            )
-        )
-    )
+    wanted = {
+        "stage": stage.name,
+        "settings": json.loads(json.dumps(storage.public(stage.settings))),  # as they will be read again
+        "upstream": storage.public(_manifest_digests(shards)),
+        "shards": [{"name": shard.name, "inputs": storage.public(shard.inputs)} for shard in shards],
+    }
     if path.exists():
         differences = _differences(read_json(path), wanted)
         if differences:
