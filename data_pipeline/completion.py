@@ -59,7 +59,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         DataError: the stage has not started yet, or the file is damaged.
     """
     path = Path(folder) / MANIFEST
-    storage.fetch(path)
+    storage.fetch_newest(path)
     return read_json(path)
 
 
@@ -82,7 +82,8 @@ def read_stats(folder: Path | str, name: str) -> dict[str, Any]:
         DataError: it is missing, or not such a record.
     """
     path = Path(folder) / (name + STATS_SUFFIX)
-    storage.fetch(path)
+    if not path.exists():
+        storage.fetch(path)
     stats = read_json(path)
     if not _is_record(stats):
         raise DataError(
@@ -125,18 +126,12 @@ def freeze_manifest(stage: "Stage") -> "list[Shard]":
         )
     path = stage.folder / MANIFEST
     storage.fetch_newest(path)
-    wanted = json.loads(
-        json.dumps(
-            storage.public(
-                {
-                    "stage": stage.name,
-                    "settings": stage.settings,
-                    "upstream": _manifest_digests(shards),
-                    "shards": [{"name": shard.name, "inputs": shard.inputs} for shard in shards],
-                }
-            )
-        )
-    )
+    wanted = {
+        "stage": stage.name,
+        "settings": json.loads(json.dumps(storage.public(stage.settings))),  # as they will be read again
+        "upstream": storage.public(_manifest_digests(shards)),
+        "shards": [{"name": shard.name, "inputs": storage.public(shard.inputs)} for shard in shards],
+    }
     if path.exists():
         differences = _differences(read_json(path), wanted)
         if differences:
@@ -240,7 +235,7 @@ def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) ->
     finally:
         if not stage.shares_inputs:
             for path in fetched:
-                Path(path).unlink(missing_ok=True)
+                storage.drop(path)
     seconds = time.monotonic() - started
     files = sorted(path for path in temporary.iterdir())
     for path in files:

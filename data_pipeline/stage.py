@@ -247,7 +247,8 @@ def _run_missing(
                 logger.warning("%s: shard %s failed: %s", stage.name, outcome.shard.name, outcome.error)
             rate = (report.counts.rows_in - rows_before) / max(time.monotonic() - started, 1e-9)
             bar.set_postfix_str(
-                f"{report.counts.rows_in:,} rows, {rate:,.0f} rows/s, {len(report.failed)} failed"
+                f"{report.counts.rows_in:,} rows, {rate:,.0f} rows/s, {len(report.failed)} failed",
+                refresh=False,  # `update` draws the bar, a few times a second
             )
             bar.update()
             if len(report.failed) > max(allowed_failures, _EARLY_STOP_FAILURES - 1):

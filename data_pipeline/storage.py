@@ -79,7 +79,7 @@ def exists(path: str | Path) -> bool:
 
 
 def fetch(path: str | Path) -> bool:
-    """Brings the object of a path to this machine, whole or not at all, if it is not there yet.
+    """Brings the object of a path to this machine, whole or not at all, unless it is here in the store's version.
 
     Returns:
         Whether it was brought by this call.
@@ -88,19 +88,32 @@ def fetch(path: str | Path) -> bool:
         DataError: there is no such object, or the store cannot be asked.
     """
     address = address_of(path)
-    if address is None or os.path.exists(path):
+    if address is None:
+        return False
+    version = _asked(address, lambda system: _version(system.info(address, refresh=True)))
+    noted = _version_note(Path(path))
+    if os.path.exists(path) and noted.exists() and noted.read_text() == version:
         return False
     _get(address, Path(path))
+    noted.write_text(version)
     return True
 
 
 def fetch_newest(path: str | Path) -> None:
     """Brings the object of a path in its newest version; if it is not in the store, it is not here either."""
     address = address_of(path)
-    if address is not None:
+    if address is None:
+        return
+    if _asked(address, lambda system: system.isfile(address)):
+        _get(address, Path(path))
+    else:
         Path(path).unlink(missing_ok=True)
-        if exists(path):
-            _get(address, Path(path))
+
+
+def drop(path: str | Path) -> None:
+    """Removes what `fetch` brought; the object stays."""
+    Path(path).unlink(missing_ok=True)
+    _version_note(Path(path)).unlink(missing_ok=True)
 
 
 def fetch_all(folder: str | Path) -> None:
@@ -190,7 +203,7 @@ def refresh(folder: str | Path, names: Iterable[str]) -> None:
         (folder / name).unlink(missing_ok=True)
     missing = [name for name in sorted(wanted & there) if not (folder / name).exists()]
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(lambda name: fetch(folder / name), missing))
+        list(threads.map(lambda name: _get(f"{address}/{name}", folder / name), missing))
 
 
 def copy(source: Path, target: Path) -> None:
@@ -219,6 +232,14 @@ def reading(path: str | Path) -> Iterator[BinaryIO]:
     else:
         with _asked(address, lambda system: system.open(address, "rb", cache_type="none")) as file:
             yield file
+
+
+def _version(info: dict[str, Any]) -> str:
+    return f"{info.get('ETag')} {info.get('size')} {info.get('LastModified')}"
+
+
+def _version_note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.version")
 
 
 def _get(address: str, path: Path) -> None:

@@ -10,6 +10,11 @@ if [[ $SLURM_NODEID -eq 0 ]]; then
 else
     OPTIONS+=(--address="$HEAD:$PORT")
 fi
-"$PYTHON" -m ray.scripts.scripts start "${OPTIONS[@]}" &
-RAY=$!
-wait "$RAY"
+# A node that comes before the head is ready tries again; one that has joined stays until the step ends.
+while true; do
+    "$PYTHON" -m ray.scripts.scripts start "${OPTIONS[@]}" &
+    RAY=$!
+    STATUS=0
+    wait "$RAY" || STATUS=$?
+    [[ $SLURM_NODEID -ne 0 && $SECONDS -lt 150 ]] || exit "$STATUS"
+done

@@ -128,6 +128,23 @@ def test_inputs_are_brought_and_the_manifest_names_addresses(server, tmp_path):
     assert stats["inputs"] == ["s3://bucket/run/first/000.txt"]
 
 
+def test_an_input_that_was_made_again_is_brought_again(server):
+    folder = server.folder / "bucket" / "run"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one\n")
+    path = storage.local_path("s3://bucket/run/a.txt")
+    assert [storage.fetch(path), storage.fetch(path), path.read_text()] == [True, False, "one\n"]
+    (folder / "a.txt").write_text("two\n")
+    assert [storage.fetch(path), path.read_text()] == [True, "two\n"]
+    storage.drop(path)
+    assert list(path.parent.iterdir()) == []
+    (folder / "a.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"s3://bucket/run/a\.txt is not in the store; run the stage that writes it"
+    ):
+        storage.fetch(path)
+
+
 def test_a_marker_that_the_store_refuses_is_no_finished_shard(server, tmp_path):
     server.refused_puts["002" + STATS_SUFFIX] = 1
     with pytest.raises(DataError, match=r"s3://bucket/run/toy/002\.stats\.json: the store refuses"):

@@ -1,5 +1,7 @@
 """slurm/ray.sbatch: a Ray of two nodes inside an allocation, and the pipeline on it."""
 
+from pathlib import Path
+
 import pytest
 from crawl_files import image, member, wat_record, wat_value
 from gloo_ranks import free_port
@@ -17,10 +19,11 @@ def test_a_ray_of_both_nodes_runs_the_pipeline_and_leaves_nothing(cluster, clust
         "ray", f"cluster={cluster_file}", "nodes=2", "stage=extract", "recipe=laion400m",
         f"output_dir={tmp_path / 'out'}", f"source.files=['{tmp_path}/*.wat.gz']", CRAWL2CLIP_PORT=str(free_port()),
     )  # fmt: skip
-    cluster.wait_for_job(job, ["COMPLETED", "FAILED", "TIMEOUT"], 240)
+    cluster.wait_for_job(job, ["COMPLETED", "FAILED", "TIMEOUT"], 400)
     log = cluster.log("ray", job)
     assert cluster.job_state(job) == "COMPLETED", log
     assert "preflight: n2: ok" in log
     (row,) = read_json(tmp_path / "out" / "funnel.json")["stages"]
     assert (row["stage"], row["rows_out"], row["shards"]) == ("extract", 20, 2)
     assert not cluster.processes_of(job)
+    assert not list(Path("/tmp").glob(f"ray-{job}-*"))
