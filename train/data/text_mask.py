@@ -1,6 +1,6 @@
 """Captions shortened to a stage's length by leaving tokens out at random, not at their end.
 
-CLIPA compares four ways to shorten text (Li et al. 2023, An inverse scaling law for CLIP training, section 3.2):
+CLIPA compares four ways to shorten text (Li et al. 2023, An inverse scaling law for CLIP training):
 cutting, random masking, block masking and syntax masking. Cutting needs nothing, and syntax masking needs a tagger of
 parts of speech; the other two are here. open_clip's draw from global random state, so a run that was interrupted goes
 on with other tokens; here they follow from (seed, position), as all that is random about a sample does.
