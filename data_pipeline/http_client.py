@@ -120,6 +120,7 @@ class HttpClient:
         self._ca_file = _ca_file()
         self._permits = _Permits(_LARGE_PERMITS)
         self._idle: list[_Transfer] = []
+        self._watched: dict[int, int] = {}  # descriptor -> what it waits for
         self._active: dict[pycurl.Curl, _Transfer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -174,12 +175,20 @@ class HttpClient:
     # libcurl's view of the event loop
 
     def _watch(self, what: int, descriptor: int, multi: object, data: object) -> None:
-        self._loop.remove_reader(descriptor)
-        self._loop.remove_writer(descriptor)
-        if what in (pycurl.POLL_IN, pycurl.POLL_INOUT):
-            self._loop.add_reader(descriptor, self._act, descriptor, pycurl.CSELECT_IN)
-        if what in (pycurl.POLL_OUT, pycurl.POLL_INOUT):
-            self._loop.add_writer(descriptor, self._act, descriptor, pycurl.CSELECT_OUT)
+        before = self._watched.pop(descriptor, 0)
+        wanted = what & pycurl.POLL_INOUT if what != pycurl.POLL_REMOVE else 0
+        if wanted:
+            self._watched[descriptor] = wanted
+        if (before ^ wanted) & pycurl.POLL_IN:
+            if wanted & pycurl.POLL_IN:
+                self._loop.add_reader(descriptor, self._act, descriptor, pycurl.CSELECT_IN)
+            else:
+                self._loop.remove_reader(descriptor)
+        if (before ^ wanted) & pycurl.POLL_OUT:
+            if wanted & pycurl.POLL_OUT:
+                self._loop.add_writer(descriptor, self._act, descriptor, pycurl.CSELECT_OUT)
+            else:
+                self._loop.remove_writer(descriptor)
 
     def _set_timer(self, milliseconds: int) -> None:
         if self._timer is not None:
