@@ -64,7 +64,14 @@ class Response:
     def __init__(self, lines: list[bytes]) -> None:
         self.body = bytearray()
         self.complete = False
+        self.give_back: Callable[[], None] | None = None
         self.status, self._headers = _parse_head(lines)
+
+    def release(self) -> None:
+        """The body is no longer in memory: another large one may be received."""
+        if self.give_back is not None:
+            self.give_back()
+            self.give_back = None
 
     def header(self, name: str) -> str | None:
         """The first header of a name, given in lower case; None when there is none."""
@@ -149,7 +156,11 @@ class HttpClient:
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(_SWEEP_S, self._sweep)
         try:
-            return await transfer.future
+            response = await transfer.future
+            if transfer.permit:  # it goes with the body, whose memory it stands for
+                transfer.permit = False
+                response.give_back = self._permits.give
+            return response
         finally:
             self._release(transfer)
 
