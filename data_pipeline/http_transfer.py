@@ -71,7 +71,7 @@ class Permits:
 class Transfer:
     """A libcurl handle and the request it is busy with; used again and again."""
 
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: "HttpClient") -> None:
         self.client = client
         self.curl = _new_handle(client.user_agent, client.ca_file)
         self.curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
