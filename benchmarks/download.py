@@ -1,10 +1,11 @@
 """Downloading, ours against img2dataset: the same list, server, workers, size and quality, in turn.
 
-    python benchmarks/download.py [images=2000] [large=60] [repeats=3] [faults=1] [peer=1] [schemes=http,https]
+    python benchmarks/download.py [images=2000] [large=60] [repeats=3] [workers=2] [faults=1] [parts=1] [peer=1] \
+        [schemes=http,https]
 
 A server of its own process (download_server.py, 8 hosts on loopback, HTTP and HTTPS) hands out 640 x 480 JPEGs of 60 to
 100 kB and a set of 3000 x 2000. Both sides store the short side 256, area averaging, quality 95, as webdataset tars
-with two worker processes. CPU time is user and system time of a run's whole process tree, from start to end; what a
+with as many worker processes. CPU time is user and system time of a run's whole process tree, from start to end; what a
 run with few images takes is start-up, what each image adds to that is the steady state. Ours with robots.txt,
 X-Robots-Tag, address checks, MD5, SHA-256 and perceptual hash on; the peer hashes SHA-256.
 """
@@ -34,21 +35,24 @@ _PR_SET_CHILD_SUBREAPER = 36
 def main(words: list[str]) -> None:
     """Runs everything and prints the table and the result lines."""
     options = {"images": "2000", "large": "60", "repeats": "3", "faults": "1", "peer": "1"}
-    options |= {"schemes": "http,https"} | dict(word.split("=", 1) for word in words)
+    options |= {"schemes": "http,https", "workers": "2", "parts": "1"} | dict(
+        word.split("=", 1) for word in words
+    )
     adopt_orphans()
     folder = Path(tempfile.gettempdir()) / "crawl2clip-benchmark-download"
     make_images(folder / "images", "small", 200)
     make_images(folder / "images", "large", 16)
     peer = prepare_peer(folder / "img2dataset") if options["peer"] == "1" else None
     with Web(folder / "images") as web, tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(web, Path(scratch), peer, int(options["repeats"]))
-        for scheme in options["schemes"].split(","):
+        bench = Bench(web, Path(scratch), peer, int(options["repeats"]), int(options["workers"]))
+        for scheme in filter(None, options["schemes"].split(",")):
             bench.steady(
                 scheme, "small", int(options["images"]), exact_target=5.3 if scheme == "http" else 6.0
             )
         if int(options["large"]):
             bench.steady("http", "large", int(options["large"]), exact_target=None)
-        print_parts(folder / "images")
+        if options["parts"] == "1":
+            print_parts(folder / "images")
         if options["faults"] == "1":
             bench.faults()
 
@@ -103,11 +107,12 @@ class Web:
 class Bench:
     """Runs of both sides on the same lists."""
 
-    def __init__(self, web: Web, scratch: Path, peer: Path | None, repeats: int) -> None:
+    def __init__(self, web: Web, scratch: Path, peer: Path | None, repeats: int, workers: int) -> None:
         self.web = web
         self.scratch = scratch
         self.peer = peer
         self.repeats = repeats
+        self.workers = workers
         self.runs = 0
 
     def ours(self, pairs: list[list[str]], limit_s: float = 600.0, **settings: object) -> dict:
@@ -115,7 +120,7 @@ class Bench:
         settings = {
             "download.user_agent": "crawl2clip-benchmark/1.0 (+https://example.org/bot)",
             "download.allow_loopback": True, "download.per_host_connections": 64,
-            "download.per_host_requests_per_s": 1e6, "recipe.min_bytes": 0, "executor.num_workers": 2,
+            "download.per_host_requests_per_s": 1e6, "recipe.min_bytes": 0, "executor.num_workers": self.workers,
         } | {name.replace("__", "."): value for name, value in settings.items()}  # fmt: skip
         return self._run(Path(sys.executable), "download_ours.py", pairs, settings, limit_s)
 
@@ -123,7 +128,7 @@ class Bench:
         """One run of img2dataset."""
         assert self.peer is not None
         settings = {
-            "processes_count": 2, "thread_count": 32, "image_size": 256, "resize_mode": "keep_ratio",
+            "processes_count": self.workers, "thread_count": 32, "image_size": 256, "resize_mode": "keep_ratio",
             "resize_only_if_bigger": True, "encode_quality": 95, "number_sample_per_shard": 1250, "timeout": 10,
             "retries": 0, "enable_wandb": False, "disallowed_header_directives": None,
         } | settings  # fmt: skip

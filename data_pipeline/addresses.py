@@ -13,6 +13,7 @@ for several of them has changed between Python versions.
 import ipaddress
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ada_url
@@ -122,11 +123,14 @@ def parse_url(url: str, base: str | None = None) -> Target:
         raise InvalidUrl(f"not a URL: {_shorten(url)}") from error
     if parsed.protocol not in _DEFAULT_PORTS:
         raise InvalidUrl(f"scheme {parsed.protocol.rstrip(':')!r} is not http or https: {_shorten(url)}")
-    parsed.username = parsed.password = parsed.hash = ""
-    if len(parsed.href) > MAX_URL_LENGTH:
-        raise InvalidUrl(f"{len(parsed.href)} characters when encoded; the limit is {MAX_URL_LENGTH}")
+    href = parsed.href
+    if "@" in href or "#" in href:  # each of ada's attributes costs as much as a comparison of the whole
+        parsed.username = parsed.password = parsed.hash = ""
+        href = parsed.href
+    if len(href) > MAX_URL_LENGTH:
+        raise InvalidUrl(f"{len(href)} characters when encoded; the limit is {MAX_URL_LENGTH}")
     port = int(parsed.port) if parsed.port else _DEFAULT_PORTS[parsed.protocol]
-    return Target(parsed.href, parsed.origin, parsed.hostname, port)
+    return Target(href, parsed.origin, parsed.hostname, port)
 
 
 def _shorten(url: str) -> str:
@@ -149,11 +153,7 @@ class Guard:
         Args:
             address: an IPv4 or IPv6 address in text form, possibly with an IPv6 zone.
         """
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return "not an IP address"
-        kind = _kind_of(parsed)
+        kind = _kind_of_text(address)
         if kind == _LOOPBACK and self.allow_loopback:
             return None
         return kind
@@ -174,6 +174,14 @@ class Guard:
         family, kind, protocol, _, address = address_info
         self.check(address[0], address[1])
         return socket.socket(family, kind, protocol)
+
+
+@lru_cache(maxsize=65_536)  # a kept-alive connection's address is asked about with every request
+def _kind_of_text(address: str) -> str | None:
+    try:
+        return _kind_of(ipaddress.ip_address(address))
+    except ValueError:
+        return "not an IP address"
 
 
 def _kind_of(address: IPAddress) -> str | None:

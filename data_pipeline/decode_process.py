@@ -31,6 +31,8 @@ FRAME = struct.Struct(">II")
 MAX_DESCRIPTION = 100_000  # bytes of JSON
 _NAMES = [field.name for field in fields(Processed) if field.name not in ("data", "status")]
 
+_KINDS = {name: int if name.endswith(("width", "height")) else str for name in (*_NAMES, "status")}
+
 
 def describe(processed: Processed) -> bytes:
     """A result as JSON, without its data."""
@@ -45,11 +47,10 @@ def undescribe(description: bytes, data: bytes) -> Processed:
         ValueError: it is not a description.
     """
     found = json.loads(description)
-    if not isinstance(found, dict) or found.keys() != {*_NAMES, "status"}:
+    if not isinstance(found, dict) or found.keys() != _KINDS.keys():
         raise ValueError("not the description of a result")
     for name, value in found.items():
-        kind = int if name.endswith(("width", "height")) else str
-        if value is not None and type(value) is not kind:
+        if value is not None and type(value) is not _KINDS[name]:
             raise ValueError(f"{name} is a {type(value).__name__}")
     status = DownloadStatus(found.pop("status"))
     if status == DownloadStatus.success and found["extension"] not in ("jpg", "png", "webp"):

@@ -22,6 +22,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from crawl2clip.download_status import DownloadStatus
 from data_pipeline.decode_process import FRAME, MAX_DESCRIPTION, undescribe
@@ -82,6 +83,9 @@ class Decoders:
             RuntimeError: decoders cannot be started on this machine.
         """
         while self.failure is None and not any(decoder.ready for decoder in self._decoders):
+            for decoder in self._decoders:
+                if decoder.connecting.done():
+                    decoder.connecting.result()  # a fault of the event loop's, which would go unnoticed
             await asyncio.sleep(0.01)
         if self.failure is not None:
             raise self.failure
@@ -159,12 +163,11 @@ class _Decoder(asyncio.Protocol):
         )  # fmt: skip
         theirs.close()
         ours.setblocking(False)
-        self.connecting = self.loop.create_task(self.loop.create_connection(lambda: self, sock=ours))
+        self.connecting = self.loop.create_task(self.loop.create_unix_connection(lambda: self, sock=ours))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(FRAME.pack(len(self.owner.greeting), 0) + self.owner.greeting)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
+        self.transport.write(FRAME.pack(len(self.owner.greeting), 0) + self.owner.greeting)
 
     def take(self, job: _Job) -> None:
         """Sends it a file."""

@@ -206,17 +206,22 @@ class Fetcher:
         async with gate.turn(), self._slots:
             task.start()
             self.totals["requests"] += 1
+            response = None
             try:
-                response = await self._exchange(target, gate, check, max_bytes, task.end)
-                body = read(response) if response.status == 200 else None
-            except FetchFailed as failure:
-                self._note(failure, gate)
-                raise
-            self._slots.observe(timed_out=False, now=asyncio.get_running_loop().time())
-            gate.succeeded()
-            if body is None:
-                return _Answer(response.status, location=response.header("location"))
-            return _Answer(response.status, result=await consume(body))
+                try:
+                    response = await self._exchange(target, gate, check, max_bytes, task.end)
+                    body = read(response) if response.status == 200 else None
+                except FetchFailed as failure:
+                    self._note(failure, gate)
+                    raise
+                self._slots.observe(timed_out=False, now=asyncio.get_running_loop().time())
+                gate.succeeded()
+                if body is None:
+                    return _Answer(response.status, location=response.header("location"))
+                return _Answer(response.status, result=await consume(body))
+            finally:
+                if response is not None:
+                    response.release()
 
     def _note(self, failure: FetchFailed, gate: HostGate) -> None:
         """Tells the gate, and what finds the number of slots, about a failure."""

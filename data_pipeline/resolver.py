@@ -12,6 +12,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -108,6 +109,7 @@ class Resolver:
         self._ask.close()
 
 
+@lru_cache(maxsize=65_536)
 def _literal(host: str) -> str | None:
     try:
         return str(ip_address(host))
