@@ -2,13 +2,13 @@
 
     python benchmarks/tag.py [samples=96] [repeats=3] [batch=32] [model=ViT-B-32] [peer=/tmp/peers/clip_retrieval]
 
-Each program runs in a process of its own, in turn, and times what comes after the model is loaded: reading, decoding,
-both towers, writing. The weights are random (the same file for all), which changes no time; images have a short side of
-256 pixels, as the download stage stores them, and captions the lengths of alt texts. The plain loop is webdataset,
-open_clip's transform and tokenizer, both towers, a dot product. clip-retrieval runs in its own virtual environment at
-`peer` (python -m venv, pip install clip-retrieval "setuptools<81"); without one it is left out, and that is said. Its
-embeddings are float16, which is what its scores differ by. On the GPU, precision is bf16 for us and what clip-retrieval
-takes by itself.
+Each program runs in a process of its own, in turn, and times what comes after the model is loaded and was called
+once: reading, decoding, both towers, writing. The weights are random (the same file for all), which changes no time;
+images have a short side of 256 pixels, as the download stage stores them, and captions the lengths of alt texts. The
+plain loop is webdataset, open_clip's transform and tokenizer, both towers, a dot product. clip-retrieval runs in its
+own virtual environment at `peer` (python -m venv, pip install clip-retrieval "setuptools<81"); without one it is left
+out, and that is said. Its embeddings are float16, which is what its scores differ by. On the GPU, precision is bf16
+for us and what clip-retrieval takes by itself.
 """
 
 import json

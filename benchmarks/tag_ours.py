@@ -30,6 +30,11 @@ def main(raw: str, weights: str, model: str, batch: str) -> None:
             decode_margin=2.0,
         )  # fmt: skip
         context = stage.setup()
+        encoder = context.image_towers["clip"]
+        encoder.encode_images(
+            torch.zeros(1, 3, encoder.image_size, encoder.image_size)
+        )  # first calls cost seconds
+        encoder.encode_texts(["warm"])
         wall, cpu = time.perf_counter(), cpu_seconds()
         for shard in stage.shards():
             stage.run(context, shard, Path(place))

@@ -29,6 +29,11 @@ def open_clip_loop(raw: str, weights: str, model_name: str, batch_size: int) -> 
     )
     model.eval()
     tokenizer = open_clip.get_tokenizer(model_name)
+    size = model.visual.image_size
+    side = size[0] if isinstance(size, tuple) else size
+    with torch.inference_mode():  # first calls cost seconds
+        model.encode_image(torch.zeros(1, 3, side, side, device=device))
+        model.encode_text(tokenizer(["warm"]).to(device))
     wall, cpu = time.perf_counter(), cpu_seconds()
     scores = {}
     dataset = (

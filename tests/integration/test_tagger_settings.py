@@ -30,6 +30,7 @@ def test_every_tagger_composes_from_the_command_line_and_its_columns_are_known(t
     mine = f"tagger: head, clip_model: clip, weights: {head}, sha256: {sha256(head)}, output: linear"
     words = [
         f"output_dir={tmp_path}/out",
+        "source.files=[]",
         "recipe.clip_models=[{name: clip}]",
         f"tagger.pretrained={weights}",
         f"tagger.taggers=[{','.join(taggers)}]",
