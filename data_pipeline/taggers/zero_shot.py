@@ -127,7 +127,7 @@ class ZeroShotStage(Stage):
             if name == NSFW:
                 columns[NSFW] = _laion_word(count, prompts.top)
             columns[f"zero_shot_{name}"] = count
-        why = pl.Series([None if there else "no_embedding" for there in list(present)], dtype=pl.String)
+        why = pl.Series(["no_embedding"] * len(uids), dtype=pl.String).set(pl.Series(present), None)
         table = pl.DataFrame({"uid": pl.Series(uids, dtype=pl.String), **columns, "zero_shot_error": why})
         table.select("uid", *zero_shot_columns(self.sets)).write_parquet(temporary / f"{shard.name}.parquet")
         counts = Counts(rows_in=len(uids), rows_out=len(uids))
