@@ -274,7 +274,12 @@ def draw_histogram(axis: Any, histogram: Histogram, label: str, *, log: bool = F
     axis.set_ylabel("pairs")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     if log:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def pairs_section(gathered: Gathered) -> Section:
