@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from data_pipeline.funnel_files import FILE_FUNNEL, StepFiles, read_step_files
+from data_pipeline.judge import BLOCKED
 from data_pipeline.report_data import (
     ExamplePair,
     Gathered,
@@ -195,7 +196,7 @@ def recipe_section(recipe: dict[str, Any]) -> Section:
     rows = []
     for step in recipe["funnel"]:
         rule = rules.get(step["reason"])
-        words = recipe["conditions"].get(step["reason"]) or _rule_in_words(rule)
+        words = recipe["conditions"].get(step["reason"]) or rule_in_words(step["reason"], rule)
         rows.append((step["reason"], words, step["dropped"], step["left"]))
     blocks = [
         tiles(
@@ -222,11 +223,18 @@ def recipe_section(recipe: dict[str, Any]) -> Section:
     return Section("Recipe", blocks)
 
 
-def _rule_in_words(rule: dict[str, Any] | None) -> str:
+def rule_in_words(reason: str, rule: dict[str, Any] | None) -> str:
+    """What a rule without a condition keeps, or why a reason has no rule."""
     if rule is None:
-        return "the rules had no value to judge by"
-    groups = f" in each {rule['by']}" if rule["by"] else ""
-    return f"top {100 * rule['top_fraction']:g}% by {rule['of']}{groups}"
+        return "named by a blocklist" if reason.startswith(BLOCKED) else "the rules had no value to judge by"
+    if rule["top_fraction"] is not None:
+        groups = f" in each {rule['by']}" if rule["by"] else ""
+        return f"top {100 * rule['top_fraction']:g}% by {rule['of']}{groups}"
+    if rule["balance"] is not None:
+        return (
+            f"about {rule['max_per_entry']:,} rows for each entry of {rule['balance']}, seed {rule['seed']}"
+        )
+    return f"a random {100 * rule['sample_fraction']:g}%, seed {rule['seed']}"
 
 
 def similarity_section(gathered: Gathered) -> Section:
@@ -266,7 +274,12 @@ def draw_histogram(axis: Any, histogram: Histogram, label: str, *, log: bool = F
     axis.set_ylabel("pairs")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     if log:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def pairs_section(gathered: Gathered) -> Section:

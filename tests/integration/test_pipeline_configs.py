@@ -1,5 +1,6 @@
 """Every composed pipeline config: it composes, its settings fit together, and every stage can be made from it."""
 
+import hashlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from data_pipeline.config import PipelineConfig
 from data_pipeline.pipeline import STAGES, validate
 
 GROUPS = ("source", "recipe", "executor", "policy")
+NOTHING = hashlib.sha256(b"").hexdigest()
 REQUIRED = {
     "commoncrawl": ["source.crawl=CC-MAIN-2024-33", "source.files=[]"],
     "metadata": ["source.files=['https://example.org/{00..31}.parquet']"],
@@ -35,7 +37,7 @@ REQUIRED = {
     ],
     **dict.fromkeys(
         ("laion_aesthetic_v1", "laion_art"),
-        ("tagger.watermark.weights={files}/watermark.pt", f"tagger.watermark.sha256={'0' * 64}"),
+        ("tagger.watermark.weights={files}/watermark.pt", f"tagger.watermark.sha256={NOTHING}"),
     ),
     **dict.fromkeys(
         ("metaclip", "metaclip_400m", "metaclip_2_5b"), ("tagger.metaclip.metadata={files}/metadata.json",)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from data_pipeline.funnel import funnel_row, update_funnel
 from data_pipeline.recipe import RecipeConfig, RuleConfig
-from data_pipeline.report import funnel_section, make_stage, pipeline_sections
+from data_pipeline.report import funnel_section, make_stage, pipeline_sections, rule_in_words
 from data_pipeline.report_data import ASPECT_BINS, Histogram, StageRow, Tally, gather, read_stage_rows
 from data_pipeline.report_page import (
     THUMBNAIL_PIXELS,
@@ -396,3 +397,22 @@ def test_sites_languages_and_licences_are_shown(tmp_path):
     assert "evil<b>.example" in texts
     assert "https://creativecommons.org/licenses/by/4.0/" in texts
     assert "% kept)" in texts
+
+
+@pytest.mark.parametrize(
+    ("reason", "rule", "words"),
+    [
+        ("x", {"top_fraction": 0.3, "of": "clip_score", "by": None}, "top 30% by clip_score"),
+        ("x", {"sample_fraction": 0.1, "seed": 3}, "a random 10%, seed 3"),
+        (
+            "x",
+            {"balance": "e", "max_per_entry": 20_000, "seed": 0},
+            "about 20,000 rows for each entry of e, seed 0",
+        ),
+        ("blocked_md5", None, "named by a blocklist"),
+        ("missing_clip_score", None, "the rules had no value to judge by"),
+    ],
+)
+def test_every_kind_of_rule_has_words(reason, rule, words):
+    every = None if rule is None else {**asdict(RuleConfig(reason="x", **rule))}
+    assert rule_in_words(reason, every) == words

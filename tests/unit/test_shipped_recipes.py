@@ -15,9 +15,21 @@ from data_pipeline.tag import known_columns
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
+CLUSTERS = ("tagger.image_cluster.centroids=c.npy", "tagger.image_cluster.imagenet=i.npy")
+METADATA = ("tagger.metaclip.metadata=metadata.json",)
+WATERMARK = ("tagger.watermark.weights=w.pt", f"tagger.watermark.sha256={'0' * 64}")
 REQUIRED = {
     "trusted": ("recipe.parameters.page_prefix=http://localhost:8000/trusted/",),
+    "datacomp_text": ("tagger.imagenet_text.wordnet=wordnet", "tagger.imagenet_text.synsets=s.txt"),
+    "datacomp_image": CLUSTERS,
+    "datacomp_image_and_clip": CLUSTERS,
+    "metaclip": METADATA,
+    "metaclip_400m": METADATA,
+    "metaclip_2_5b": METADATA,
+    "laion_aesthetic_v1": WATERMARK,
+    "laion_art": WATERMARK,
 }
+"""What a recipe cannot know by itself; nothing is read here, so the files need not be there."""
 
 GOOD = {
     "uid": "0" * 32,
