@@ -94,7 +94,7 @@ def fast_dct_size(body: bytes, min_side: int) -> tuple[int, int] | None:
         when the header cannot be read, which `decode` then tells.
     """
     try:
-        height, width = simplejpeg.decode_jpeg_header(body, strict=False)[:2]
+        height, width = (int(side) for side in simplejpeg.decode_jpeg_header(body, strict=False)[:2])
     except ValueError:
         return None
     for factor in (8, 4, 2):
