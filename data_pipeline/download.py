@@ -107,8 +107,12 @@ class DownloadStage(Stage):
 
     def shards(self) -> list[Shard]:
         """One for each complete shard of candidates, or of the earlier run."""
-        folder = self.candidates if self.earlier is None else self.earlier.folder
-        return [Shard(name, (str(folder / f"{name}.parquet"),)) for name in finished_shards(folder)]
+        if self.earlier is not None:
+            return [Shard(name, self.earlier.inputs(name)) for name in self.earlier.shards()]
+        return [
+            Shard(name, (str(self.candidates / f"{name}.parquet"),))
+            for name in finished_shards(self.candidates)
+        ]
 
     def setup(self) -> "Worker":
         """Makes the HTTP client and starts the decoding processes."""

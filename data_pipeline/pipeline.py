@@ -127,7 +127,8 @@ def with_local_paths(config: PipelineConfig) -> PipelineConfig:
             storage.fetch_newest(here(path))
         return [here(path) for path in paths]
 
-    deduplicated, select, reshard = config.deduplicate, config.select, config.reshard
+    deduplicated, download = config.deduplicate, config.download
+    select, reshard = config.select, config.reshard
     return replace(
         config,
         output_dir=here(config.output_dir),
@@ -136,6 +137,7 @@ def with_local_paths(config: PipelineConfig) -> PipelineConfig:
             earlier=[here(path) for path in deduplicated.earlier],
             blocklist=brought(deduplicated.blocklist),
         ),
+        download=replace(download, update=None if download.update is None else here(download.update)),
         select=replace(select, blocklist=brought(select.blocklist)),
         reshard=replace(
             reshard,

@@ -12,8 +12,9 @@ from typing import IO, Any
 
 from crawl2clip.download_status import DownloadStatus
 from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.files import read_json
 from crawl2clip.shards import raise_fault, read_samples
+from data_pipeline import storage
+from data_pipeline.completion import read_manifest
 from data_pipeline.fetch import Fetched
 from data_pipeline.processed import Processed
 from data_pipeline.raw_shard import StoredImage
@@ -38,6 +39,10 @@ class EarlierRun:
         """The names of its complete shards."""
         return finished_shards(self.folder)
 
+    def inputs(self, name: str) -> tuple[str, str]:
+        """Table and tar of one of its shards."""
+        return str(self.folder / f"{name}.parquet"), str(self.folder / f"{name}.tar")
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Makes sure that its images were made as those of the new run are.
 
@@ -47,12 +52,12 @@ class EarlierRun:
         Raises:
             ConfigError: it is not finished, or was made in another way.
         """
-        if not (self.folder / MANIFEST).exists():
+        if not storage.exists(self.folder / MANIFEST):
             raise ConfigError(
                 f"download.update is {self.folder.parent}, and {self.folder} holds no download; give the output_dir of "
                 "a run whose stage=download has finished"
             )
-        manifest = read_json(self.folder / MANIFEST)
+        manifest = read_manifest(self.folder)
         unfinished = len(manifest["shards"]) - len(self.shards())
         if unfinished:
             raise ConfigError(
