@@ -17,7 +17,7 @@ from torchvision import transforms
 from crawl2clip.encoder import load_encoder
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.shards import ShardWriter
-from data_pipeline.image_decode import decode
+from data_pipeline.image_decode import decode, fast_dct_size
 from data_pipeline.images import perceptual_hash
 from data_pipeline.pixel_batches import PixelBatches, view_of
 from data_pipeline.prefetch import Prefetched
@@ -303,9 +303,9 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale_and_looks_the_same(tmp_path)
     assert not torch.equal(first, second)
     assert (first - second).abs().mean() < 1.0  # of 255
     body = files[0][1]
-    assert decode(body, "jpeg", 10**6, 64)[0].shape[:2] == (75, 100)
-    assert decode(body, "jpeg", 10**6, 80)[0].shape[:2] == (150, 200)
-    assert decode(body, "jpeg", 10**6, 151)[0].shape[:2] == (300, 400)
+    assert decode(body, "jpeg", 10**6, fast_dct_size(body, 64)).pixels.shape[:2] == (75, 100)
+    assert decode(body, "jpeg", 10**6, fast_dct_size(body, 80)).pixels.shape[:2] == (150, 200)
+    assert decode(body, "jpeg", 10**6, fast_dct_size(body, 151)).pixels.shape[:2] == (300, 400)
 
 
 def test_bad_images_are_told_and_unlisted_ones_counted(tmp_path):
