@@ -61,6 +61,32 @@ def clip_columns(models: Sequence[ClipModelConfig]) -> dict[str, Any]:
     }
 
 
+def tower_names(models: Sequence[ClipModelConfig]) -> dict[str, str]:
+    """model name -> the name of its image tower, that of the first model with the same one.
+
+    Args:
+        models: with model and pretrained filled in.
+    """
+    first: dict[tuple[str | None, str | None], str] = {}
+    return {
+        config.name: first.setdefault((config.model, config.pretrained), config.name) for config in models
+    }
+
+
+def embed_dim_of(config: ClipModelConfig) -> int:
+    """Width of a model's embeddings, without loading its weights.
+
+    Raises:
+        ConfigError: an unknown model.
+        DataError: an export that cannot be read.
+    """
+    from crawl2clip.models import ModelConfig, architecture_of, read_export
+
+    if config.pretrained is not None and Path(config.pretrained).is_dir():
+        return read_export(Path(config.pretrained))["model_cfg"]["embed_dim"]
+    return architecture_of(ModelConfig(name=config.model or ""))["embed_dim"]
+
+
 def check_models(models: Sequence[ClipModelConfig]) -> None:
     """Checks, before any work and without loading a model, that the models can be there.
 

@@ -17,13 +17,15 @@ from data_pipeline.image_headers import ImageRefused
 _ORIENTATION_TAG = 0x0112
 
 
-def decode(body: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, bool]:
+def decode(body: bytes, name: str, max_pixels: int, min_side: int | None = None) -> tuple[np.ndarray, bool]:
     """The first frame, upright.
 
     Args:
         body: a file whose header has been checked.
         name: its type, one of `image_headers.FORMATS`.
         max_pixels: asked again of the decoder, in case it reads the header differently.
+        min_side: a JPEG may come at the smallest DCT scale (of 1/8, 1/4, 1/2) at which both sides have this many pixels
+            or more; None decodes in full.
 
     Returns:
         [H, W, 3] uint8 RGB, and whether these pixels are what any decoder makes of the file: 8 bits, no
@@ -33,7 +35,7 @@ def decode(body: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, bool]:
     # OverflowError, MemoryError ...), so all are taken as "undecodable", for these calls alone.
     try:
         if name == "jpeg":
-            pixels, orientation, as_stored = _decode_jpeg(body, max_pixels)
+            pixels, orientation, as_stored = _decode_jpeg(body, max_pixels, min_side)
         else:
             pixels, orientation, as_stored = _decode_by_pillow(body, name, max_pixels)
     except ImageRefused:
@@ -49,17 +51,26 @@ def _one_line(error: Exception) -> str:
     return lines[0][:100] if lines else type(error).__name__
 
 
-def _decode_jpeg(body: bytes, max_pixels: int) -> tuple[np.ndarray, int, bool]:
-    colorspace = simplejpeg.decode_jpeg_header(body, strict=False)[2]
+def _decode_jpeg(body: bytes, max_pixels: int, min_side: int | None) -> tuple[np.ndarray, int, bool]:
+    height, width, colorspace = simplejpeg.decode_jpeg_header(body, strict=False)[:3]
+    scale = {} if min_side is None else _smallest_scale(height, width, min_side)
     if colorspace in ("YCbCr", "Gray", "RGB"):
         try:
-            pixels = simplejpeg.decode_jpeg(body, colorspace="RGB", strict=True)
+            pixels = simplejpeg.decode_jpeg(body, colorspace="RGB", strict=True, **scale)
         except ValueError:  # a warning, often harmless; Pillow tells a cut-off file from stray bytes
             pass
         else:
             return pixels, _jpeg_orientation(body), True
     pixels, orientation, _ = _decode_by_pillow(body, "jpeg", max_pixels)
     return pixels, orientation, False
+
+
+def _smallest_scale(height: int, width: int, min_side: int) -> dict[str, int]:
+    """The decoder's settings for the smallest of its fast scales that leaves `min_side` pixels on both sides."""
+    for factor in (8, 4, 2):
+        if min(height, width) // factor >= min_side:
+            return {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+    return {}
 
 
 def _jpeg_orientation(body: bytes) -> int:

@@ -70,6 +70,7 @@ class RecipeConfig:
     clip_models: list[ClipModelConfig] = field(
         default_factory=list
     )  # which text tower scores which languages
+    heads: list[str] = field(default_factory=list)  # names in tagger.heads that fill the taggers' columns
     parameters: dict[str, Any] = field(default_factory=dict)  # values for {name} in the rules
     rules: list[RuleConfig] = field(default_factory=list)  # tried in order
 

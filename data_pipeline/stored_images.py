@@ -20,12 +20,18 @@ def image_extension(fields: Container[str]) -> str | None:
     return next((name for name in IMAGE_FORMATS if name in fields), None)
 
 
-def decode_image(data: bytes, extension: str) -> "Image | None":
-    """A stored image in RGB, transparent parts on white; None when it does not decode."""
+def decode_image(data: bytes, extension: str, min_side: int | None = None) -> "Image | None":
+    """A stored image in RGB, transparent parts on white; None when it does not decode.
+
+    Args:
+        data: the file.
+        extension: one of IMAGE_FORMATS.
+        min_side: a JPEG may come at a DCT scale that keeps both sides at this many pixels or more; None: in full.
+    """
     from PIL import Image
 
     try:
-        pixels, _ = decode(data, IMAGE_FORMATS[extension], MAX_PIXELS)
+        pixels, _ = decode(data, IMAGE_FORMATS[extension], MAX_PIXELS, min_side)
     except ImageRefused:
         return None
     return Image.fromarray(pixels)

@@ -108,6 +108,8 @@ def test_tag_select_reshard_and_report(tmp_path):
             device="cpu",
             precision="fp32",
             image_batch_size=8,
+            decode_margin=2.0,
+            weights_cache="unused",
         ),
         recipe=RecipeConfig(
             name="half",

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-from train.model.image_attention import install, reads_class_token
+from crawl2clip.image_attention import install, reads_class_token
 
 TOWERS = {
     "plain": {},

@@ -81,7 +81,7 @@ def write_raw(output, images, *, statuses=None):
 def config_of(weights=None, models=(), taggers=("language", "clip"), **more):
     settings = {
         "language_detector": LanguageDetector.fasttext, "min_language_probability": 0.5,
-        "device": "cpu", "precision": "fp32", "image_batch_size": 2,
+        "device": "cpu", "precision": "fp32", "image_batch_size": 2, "decode_margin": 2.0, "weights_cache": "unused",
     }  # fmt: skip
     models = [ClipModelConfig(**model) for model in models]
     return TagConfig(taggers=list(taggers), pretrained=weights, models=models, **{**settings, **more})
@@ -131,7 +131,7 @@ def test_scores_are_the_cosine_in_float32(tmp_path, weights):
     assert table["clip_score_tiny"].equals(table["clip_score"])
     assert table["clip_model"].unique().to_list() == ["tiny"]
     assert table["clip_error"].null_count() == 5
-    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.npy")
+    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.image.tiny.npy")
     assert embeddings.dtype == np.float16
     np.testing.assert_allclose(embeddings, features.numpy(), atol=1e-3)
     assert counts == {"rows_in": 5, "rows_out": 5, "dropped": {}, "extra": {}}
@@ -144,7 +144,7 @@ def test_a_pair_without_a_usable_image_keeps_its_row_and_says_why(tmp_path, weig
     table = tables["clip"]
     assert table["clip_error"].to_list() == [None, "undecodable", "missing_image", "undecodable", None]
     assert table["clip_score"].is_null().to_list() == [False, True, True, True, False]
-    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.npy")
+    embeddings = np.load(tmp_path / "tags" / "clip" / f"{NAME}.image.tiny.npy")
     assert np.isnan(embeddings).all(axis=1).tolist() == [False, True, True, True, False]
     assert counts["extra"] == {"no_score_missing_image": 1, "no_score_undecodable": 2}
 
@@ -235,7 +235,7 @@ def test_several_image_towers_in_one_pass(tmp_path, weights, tmp_path_factory):
     for name, path in (("first", weights), ("second", second)):
         features, expected = scores_by_hand(path, images, CAPTIONS)
         np.testing.assert_allclose(table[f"clip_score_{name}"].to_numpy(), expected.numpy(), atol=1e-6)
-        file = f"{NAME}.npy" if name == "first" else f"{NAME}.second.npy"
+        file = f"{NAME}.image.{name}.npy"
         np.testing.assert_allclose(np.load(tmp_path / "tags" / "clip" / file), features.numpy(), atol=1e-3)
     assert table["clip_score"].equals(table["clip_score_first"])
 
@@ -248,7 +248,7 @@ def test_transparent_parts_are_white(tmp_path, weights):
     Image.new("RGB", (24, 20), "white").save(white, "png")
     write_raw(tmp_path, [buffer.getvalue(), white.getvalue(), None, None, None])
     tag(tmp_path, config_of(weights, [{"name": "tiny"}], ["clip"]))
-    first, second = np.load(tmp_path / "tags" / "clip" / f"{NAME}.npy")[:2]
+    first, second = np.load(tmp_path / "tags" / "clip" / f"{NAME}.image.tiny.npy")[:2]
     assert (first == second).all()
 
 
@@ -323,7 +323,7 @@ def test_a_text_tower_of_another_width_is_refused(tmp_path, weights, sentence_tr
     [
         (
             {"taggers": ["langage"]},
-            r"unknown tagger 'langage'; did you mean 'language'\? Known: clip, language\.",
+            r"unknown tagger 'langage'; did you mean 'language'\? Known: aesthetic, clip, .*watermark, zero_shot\.",
         ),
         (
             {"taggers": ["clip", "clip"], "models": [{"name": "a"}]},

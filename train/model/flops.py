@@ -45,7 +45,7 @@ def pair_flops(architecture: dict[str, Any], *, text_tokens: float) -> PairFlops
     """Forward FLOPs of a pair in training, as the plain architecture has them.
 
     Rows of a tower's last block that nobody reads are counted, as in published figures, though they are not computed
-    here (image_attention.py, packed_text.py): MFU is above the arithmetic really done by about 0.8 / layers.
+    here (crawl2clip/image_attention.py, packed_text.py): MFU is above the arithmetic really done by about 0.8 / layers.
 
     Args:
         architecture: open_clip model_cfg; image_size and patch_dropout are its own.

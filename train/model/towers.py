@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from train.model import image_attention
+from crawl2clip import image_attention
 from train.model.packed_text import PackedTexts, install, pack_texts, packs, text_lengths_of
 
 _log = logging.getLogger(__name__)
