@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from crawl2clip.errors import ConfigError
 from data_pipeline import select
 from data_pipeline.index_columns import taggers_of
+from data_pipeline.index_faiss import require_faiss
 from data_pipeline.index_part import PartStage
 from data_pipeline.index_plan import PlanStage
 from data_pipeline.index_recipes import compose_recipe
@@ -71,9 +72,7 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
     plan = PlanStage(
         name="index/plan",
         folder=index / "plan",
-        settings={
-            name: getattr(asked, name) for name in ("exact_rows", "memory_budget_gb", "rows_per_part")
-        },
+        settings={name: getattr(asked, name) for name in ("exact_rows", "memory_budget_gb", "rows_per_part")},
         clip=tags / "clip",
         exact_rows=asked.exact_rows,
         memory_budget_gb=asked.memory_budget_gb,
@@ -120,17 +119,3 @@ def _comparison(config: "PipelineConfig", name: str) -> Comparison:
     made.name = f"index/select/{name}"
     made.folder = Path(config.output_dir) / FOLDER / "select" / name
     return made
-
-
-def require_faiss() -> None:
-    """Checks that faiss is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec("faiss") is None:
-        raise ConfigError(
-            "the index needs the package faiss-cpu, which is not installed; pip install -e '.[data,explorer]'"
-        )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from crawl2clip.errors import ConfigError
+from data_pipeline.index_faiss import load_faiss
 
 _ID_BYTES = 8  # the row number that an inverted file keeps with each code
 _HNSW_FROM_LISTS = 16_384  # from so many centroids on, finding the nearest of them needs a graph
@@ -83,14 +84,14 @@ def choose_index(rows: int, dim: int, *, exact_rows: int, memory_budget_gb: floa
     smallest = rows * (codes[-1][1] + _ID_BYTES) / 1e9
     raise ConfigError(
         f"index.memory_budget_gb is {memory_budget_gb:g}; {rows:,} vectors of {dim} dimensions need at least "
-        f"{smallest:.3g} GB with the smallest code. Give {math.ceil(smallest * 10) / 10:g} or more: it is a file that is "
-        "mapped, so the system keeps only what is searched"
+        f"{smallest:.3g} GB with the smallest code. Give {math.ceil(smallest * 10) / 10:g} or more: it is a file that "
+        "is mapped, so the system keeps only what is searched"
     )
 
 
 def make_empty(choice: IndexChoice) -> Any:
-    """The faiss index of a choice, neither trained nor filled. Scores are inner products, so cosines of unit vectors."""
-    import faiss
+    """The faiss index of a choice, neither trained nor filled; scores are inner products: cosines of unit vectors."""
+    faiss = load_faiss()
 
     if choice.kind == "exact":
         flat = faiss.IndexScalarQuantizer(
@@ -119,7 +120,7 @@ def train(choice: IndexChoice, sample: Any) -> Any:
         index.cp.seed = 1234
         # HNSW centroids are found by exact search while they are still moving.
         if choice.hnsw:
-            import faiss
+            faiss = load_faiss()
 
             index.clustering_index = faiss.IndexFlatIP(choice.dim)
     index.train(sample)

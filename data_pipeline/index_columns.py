@@ -72,7 +72,9 @@ def filter_columns(frame: pl.DataFrame) -> pl.DataFrame:
         elif name == "contaminated_by":  # "<set>:<key of the image in it>"
             columns.append(column.str.split(":").list.first().alias(name))
         elif kind == pl.Boolean:
-            columns.append(pl.when(column).then(pl.lit("true")).when(~column).then(pl.lit("false")).alias(name))
+            columns.append(
+                pl.when(column).then(pl.lit("true")).when(~column).then(pl.lit("false")).alias(name)
+            )
         elif kind.is_numeric():
             columns.append(column.cast(pl.Float32, strict=False).fill_nan(None))
         elif isinstance(kind, pl.List) and kind.inner == pl.String:
@@ -80,4 +82,3 @@ def filter_columns(frame: pl.DataFrame) -> pl.DataFrame:
         elif kind in (pl.String, pl.Categorical, pl.Enum):
             columns.append(column.cast(pl.String))
     return frame.select(columns)
-

@@ -1,67 +1,68 @@
-"""The embeddings that the tag stage wrote, read by uid: mapped from disk, never loaded whole.
+"""Single embeddings out of what the tag stage wrote, read by uid: mapped from disk, never loaded whole.
 
-A shard's embeddings lie beside its table of uids, in the same order; this file is the only place that relies on that,
-and it checks that both have the same number of rows. Everything else asks for the uid's embedding.
+A row of the index says where its embedding lies, and the uid that lies there is compared each time: after a takedown
+has rewritten a shard, a pair has no embedding rather than another pair's. Captions may have been read by several text
+towers that match the same images; the first that has an embedding counts.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
-import polars as pl
 
 from crawl2clip.errors import DataError
-from data_pipeline.tables import read_table
+from data_pipeline.embeddings import image_name, read_embeddings, text_name, uids_name
 
 MODALITIES = ("image", "text")
-"""What is embedded: the image, and, where the clip tagger wrote it, the caption."""
+"""What is embedded: the image, and the caption."""
 
-_OPEN_FILES = 1024  # mapped shards at a time; each costs a file descriptor
-
-
-def embeddings_path(folder: Path, shard: str, modality: str) -> Path:
-    """Where the clip tagger writes a shard's embeddings of the first model."""
-    return folder / (f"{shard}.npy" if modality == "image" else f"{shard}.text.npy")
+_OPEN_SHARDS = 512  # mapped at a time; each costs two or three file descriptors
 
 
-def map_embeddings(path: Path) -> np.ndarray:
-    """[rows, D] float16, mapped from disk.
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """The embeddings of one modality: which of the files in the clip tagger's folder."""
 
-    Raises:
-        DataError: the file is missing, cut off, or something else.
-    """
-    try:
-        values = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as embeddings ({str(error).splitlines()[0]}); delete the stats.json beside it and "
-            "run stage=tag again"
-        ) from error
-    if values.ndim != 2 or values.dtype != np.float16 or values.shape[1] == 0:
-        raise DataError(
-            f"{path} holds {values.ndim}-dimensional {values.dtype}, not float16 [rows, D]; delete the stats.json "
-            "beside it and run stage=tag again"
-        )
+    clip: Path
+    modality: str
+    names: tuple[str, ...]  # of the image tower, or of the models whose text towers read the captions
+
+    def paths(self, shard: str) -> list[Path]:
+        """A shard's files, the first choice first."""
+        name = image_name if self.modality == "image" else text_name
+        return [self.clip / name(shard, each) for each in self.names]
+
+    def exists(self, shard: str) -> bool:
+        """Whether the tagger wrote them."""
+        return all(path.exists() for path in self.paths(shard))
+
+    def read_shard(self, shard: str) -> tuple[list[str], np.ndarray]:
+        """A shard's uids, and their embeddings [rows, D] float16; a row of NaN has none.
+
+        Raises:
+            DataError: a file is missing or damaged, or they do not fit together.
+        """
+        opened = [read_embeddings(self.clip / uids_name(shard), path) for path in self.paths(shard)]
+        uids, values = opened[0]
+        if values.dtype != np.float16:
+            raise DataError(
+                f"{self.paths(shard)[0]} holds {values.dtype}, not float16 embeddings; delete {shard}.stats.json "
+                "beside it and run stage=tag again"
+            )
+        for _, more in opened[1:]:
+            values = _filled(np.asarray(values), more)
+        return uids, values
+
+
+def _filled(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The rows of `values`, those that are NaN from `others`."""
+    lacking = ~np.isfinite(values[:, 0])
+    values = values.copy()
+    values[lacking] = others[lacking]
     return values
-
-
-def read_shard(folder: Path, shard: str, modality: str) -> tuple[pl.Series, np.ndarray]:
-    """The uids of a shard, and their embeddings [rows, D] float16, row for row; a row of NaN has no embedding.
-
-    Raises:
-        DataError: a file is damaged, or they do not have the same number of rows.
-    """
-    uids = read_table(folder / f"{shard}.parquet", ["uid"])["uid"]
-    path = embeddings_path(folder, shard, modality)
-    values = map_embeddings(path)
-    if len(values) != len(uids):
-        raise DataError(
-            f"{path} has {len(values)} embeddings for the {len(uids)} uids of {shard}.parquet beside it; delete "
-            f"{shard}.stats.json there and run stage=tag again"
-        )
-    return uids, values
 
 
 def usable(values: np.ndarray) -> np.ndarray:
@@ -79,43 +80,58 @@ def unit(values: np.ndarray) -> np.ndarray:
 class EmbeddingFiles:
     """Reads single embeddings out of many shards; thread-safe."""
 
-    def __init__(self, folder: Path, modality: str) -> None:
-        self._folder, self._modality = folder, modality
-        self._open: OrderedDict[str, np.ndarray] = OrderedDict()
+    def __init__(self, source: EmbeddingSource) -> None:
+        self._source = source
+        self._open: OrderedDict[str, tuple[np.ndarray, list[np.ndarray]]] = OrderedDict()
         self._lock = Lock()
 
-    def read(self, shards: list[str], rows: np.ndarray) -> np.ndarray:
-        """Unit embeddings [N, D] float32.
+    def read(self, shards: Sequence[str], rows: np.ndarray, uid_highs: np.ndarray, dim: int) -> np.ndarray:
+        """Unit embeddings [N, D] float32; NaN where there is none, or another pair's.
 
         Args:
             shards: N names of shards.
-            rows: [N], the row of each in its shard's file.
+            rows: [N], the row of each in its shard's files.
+            uid_highs: [N] uint64, the high half of each uid.
+            dim: D.
         """
         names = np.array(shards)
-        found: np.ndarray | None = None
+        found = np.full((len(names), dim), np.nan, np.float32)
         for name, places in _groups(names):
-            values = unit(self._map(name)[rows[places]])
-            if found is None:
-                found = np.empty((len(names), values.shape[1]), np.float32)
-            found[places] = values
-        assert found is not None, "no rows were asked for"
+            uids, files = self._map(name)
+            wanted = rows[places]
+            there = wanted < len(uids)
+            there[there] = uids["f0"][wanted[there]] == uid_highs[places][there]
+            places, wanted = places[there], wanted[there]
+            values = files[0][wanted]
+            for more in files[1:]:
+                values = _filled(values, more[wanted])
+            found[places] = unit(values)
         return found
 
-    def _map(self, shard: str) -> np.ndarray:
+    def _map(self, shard: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """A shard's uids and files of embeddings, mapped."""
         with self._lock:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
-            values = map_embeddings(embeddings_path(self._folder, shard, self._modality))
-            self._open[shard] = values
-            if len(self._open) > _OPEN_FILES:
+        paths = [self._source.clip / uids_name(shard), *self._source.paths(shard)]
+        try:
+            uids, *files = (np.load(path, mmap_mode="r") for path in paths)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"the embeddings of shard {shard} in {self._source.clip} cannot be read "
+                f"({str(error).splitlines()[0]}); put them back, or run stage=tag and stage=index again"
+            ) from error
+        with self._lock:
+            self._open[shard] = uids, files
+            if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
-            return values
+        return uids, files
 
 
 def _groups(names: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """(name, the places that have it), each name once."""
     order = np.argsort(names, kind="stable")
-    starts = np.flatnonzero(np.r_[True, names[order][1:] != names[order][:-1]])
+    starts = np.flatnonzero(np.r_[True, names[order][1:] != names[order][:-1]]) if len(names) else []
     for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
         yield str(names[order[start]]), order[start:end]

@@ -13,9 +13,11 @@ import polars as pl
 
 from crawl2clip.errors import DataError
 from crawl2clip.shards import ShardFault, index_shard
+from data_pipeline.embeddings import read_uids, uids_name
 from data_pipeline.index_columns import BASE, BASE_READ, DECISION, KEPT, filter_columns, tag_tables
-from data_pipeline.index_embeddings import read_shard, unit, usable
-from data_pipeline.index_plan import read_plan
+from data_pipeline.index_embeddings import EmbeddingSource, unit, usable
+from data_pipeline.index_faiss import load_faiss
+from data_pipeline.index_plan import read_plan, source_of
 from data_pipeline.index_rows import PLACES, PartRows, write_rows
 from data_pipeline.select import DECISIONS_NAME
 from data_pipeline.stage import Counts, Shard, Stage
@@ -67,7 +69,8 @@ class PartStage(Stage):
         write_rows(self._with_decisions(frame, part["shards"]), temporary / shard.name)
         rows = PartRows(temporary, shard.name, part["base"], part["shards"])
         for modality in plan["modalities"]:
-            self._add_vectors(modality, rows, temporary, counts)
+            source = source_of(self.tags / "clip", plan["model"], modality)
+            self._add_vectors(source, rows, temporary, counts)
         counts.rows_in = counts.rows_out = len(frame)
         return counts
 
@@ -75,9 +78,11 @@ class PartStage(Stage):
         """A shard's pairs with everything a row has, but the verdicts."""
         stored = read_table(self.raw / f"{shard}.parquet", BASE_READ, stored_only=True)
         frame = stored.select("uid", "url", "text", *(made.alias(name) for name, made in BASE.items()))
-        places = read_table(self.tags / "clip" / f"{shard}.parquet", ["uid"])
+        places = pl.DataFrame({"uid": read_uids(self.tags / "clip" / uids_name(shard))})
         places = places.with_row_index("embedding_row").with_columns(shard=pl.lit(number, pl.UInt32))
-        frame = frame.join(places, on="uid", how="inner").join(self._images(shard, counts), on="uid", how="left")
+        frame = frame.join(places, on="uid", how="inner").join(
+            self._images(shard, counts), on="uid", how="left"
+        )
         for path in tag_tables(self.tags, self.taggers, shard):
             columns = filter_columns(read_table(path, _columns_of(path)))
             new = [name for name in columns.columns if name == "uid" or name not in frame.columns]
@@ -108,30 +113,32 @@ class PartStage(Stage):
                 pl.scan_parquet(folder / DECISIONS_NAME)
                 .with_columns(pl.col("shard", "reason").cast(pl.String))
                 .filter(pl.col("shard").is_in(shards))
-                .select("uid", pl.when("kept").then(pl.lit(KEPT)).otherwise("reason").alias(DECISION + recipe))
+                .select(
+                    "uid", pl.when("kept").then(pl.lit(KEPT)).otherwise("reason").alias(DECISION + recipe)
+                )
                 .collect()
             )
             frame = frame.join(verdicts, on="uid", how="left")
         return frame
 
-    def _add_vectors(self, modality: str, rows: PartRows, temporary: Path, counts: Counts) -> None:
+    def _add_vectors(self, source: EmbeddingSource, rows: PartRows, temporary: Path, counts: Counts) -> None:
         """Writes the index of one modality; row numbers come from the table that has just been written."""
-        import faiss
+        faiss = load_faiss()
 
         faiss.omp_set_num_threads(1)  # every core has a worker
-        index = faiss.read_index(str(self.plan / f"plan.{modality}.faiss"))
+        index = faiss.read_index(str(self.plan / f"plan.{source.modality}.faiss"))
         shard_of, row_of = (rows.column(name).to_numpy() for name in ("shard", "embedding_row"))
         for number, shard in enumerate(rows.shards):
-            values = read_shard(self.tags / "clip", shard, modality)[1]
+            values = source.read_shard(shard)[1]
             places = np.flatnonzero(shard_of == number)
             for start in range(0, len(places), _BATCH):
                 batch = places[start : start + _BATCH]
                 vectors = values[row_of[batch]]
                 there = usable(vectors)
-                counts.extra[f"without_{modality}_embedding"] += int((~there).sum())
+                counts.extra[f"without_{source.modality}_embedding"] += int((~there).sum())
                 index.add_with_ids(unit(vectors[there]), (rows.base + batch[there]).astype(np.int64))
-        faiss.write_index(index, str(temporary / f"{rows.name}.{modality}.faiss"))
+        faiss.write_index(index, str(temporary / f"{rows.name}.{source.modality}.faiss"))
 
 
 def _columns_of(path: Path) -> list[str]:
-    return pl.read_parquet_schema(path).names()
+    return list(pl.read_parquet_schema(path))

@@ -14,13 +14,16 @@ import numpy as np
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json
 from data_pipeline.index_choice import IndexChoice, choose_index, train
-from data_pipeline.index_embeddings import MODALITIES, embeddings_path, read_shard, unit, usable
+from data_pipeline.index_embeddings import MODALITIES, EmbeddingSource, unit, usable
+from data_pipeline.index_faiss import load_faiss
 from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, finished_shards, read_stats
 
 logger = logging.getLogger(__name__)
 
 PLAN_NAME = "plan.plan.json"
-_ALIGNMENT = 64  # rows; a part starts at a multiple of it, so that its bits in a filter's bit map start at a byte
+_ALIGNMENT = (
+    64  # rows; a part starts at a multiple of it, so that its bits in a filter's bit map start at a byte
+)
 
 
 @dataclass
@@ -43,49 +46,52 @@ class PlanStage(Stage):
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes the plan and the trained indexes."""
-        import faiss
+        faiss = load_faiss()
 
         names = [Path(path).stem for path in shard.inputs]
         rows = {name: int(read_stats(self.clip, name)["counts"]["rows_out"]) for name in names}
+        model = model_record(self.clip)
         plan: dict[str, Any] = {
-            "model": model_record(self.clip),
+            "model": model,
             "parts": cut_parts(rows, self.rows_per_part),
             "rows": sum(rows.values()),
             "modalities": {},
         }
         for modality in MODALITIES:
-            if not embeddings_path(self.clip, names[0], modality).exists():
+            source = source_of(self.clip, model, modality)
+            if not source.exists(names[0]):
                 continue
-            dim = read_shard(self.clip, names[0], modality)[1].shape[1]
+            dim = source.read_shard(names[0])[1].shape[1]
             choice = choose_index(
                 plan["rows"], dim, exact_rows=self.exact_rows, memory_budget_gb=self.memory_budget_gb
             )
             logger.info("index of %ss: %s", modality, choice.in_words())
-            sample = self._sample(choice, rows, modality)
+            sample = _sample(choice, rows, source)
             faiss.write_index(train(choice, sample), str(temporary / f"plan.{modality}.faiss"))
             plan["modalities"][modality] = choice.to_json()
         (temporary / PLAN_NAME).write_text(json.dumps(plan, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return Counts(rows_in=plan["rows"], rows_out=plan["rows"])
 
-    def _sample(self, choice: IndexChoice, rows: dict[str, int], modality: str) -> np.ndarray:
-        """[train_rows, D] float32 unit vectors, from every shard its share; the same ones each time."""
-        generator, total = np.random.default_rng(0), max(sum(rows.values()), 1)
-        parts = [np.empty((0, choice.dim), np.float32)]
-        for name, count in rows.items():
-            share = min(count, -(-choice.train_rows * count // total))
-            if share == 0:
-                continue
-            values = read_shard(self.clip, name, modality)[1]
-            _check_width(self.clip / f"{name}.parquet", values, choice.dim)
-            chosen = values[np.sort(generator.choice(count, share, replace=False))]
-            parts.append(unit(chosen[usable(chosen)]))
-        return np.concatenate(parts)
+
+def _sample(choice: IndexChoice, rows: dict[str, int], source: EmbeddingSource) -> np.ndarray:
+    """[train_rows, D] float32 unit vectors, from every shard its share; the same ones each time."""
+    generator, total = np.random.default_rng(0), max(sum(rows.values()), 1)
+    parts = [np.empty((0, choice.dim), np.float32)]
+    for name, count in rows.items():
+        share = min(count, -(-choice.train_rows * count // total))
+        if share == 0:
+            continue
+        values = source.read_shard(name)[1]
+        _check_width(source.paths(name)[0], values, choice.dim)
+        chosen = values[np.sort(generator.choice(len(values), min(share, len(values)), replace=False))]
+        parts.append(unit(chosen[usable(chosen)]))
+    return np.concatenate(parts)
 
 
 def _check_width(path: Path, values: np.ndarray, dim: int) -> None:
     if values.shape[1] != dim:
         raise DataError(
-            f"the embeddings beside {path} have {values.shape[1]} dimensions, those of the first shard {dim}: they are "
+            f"the embeddings in {path} have {values.shape[1]} dimensions, those of the first shard {dim}: they are "
             "of two models; delete tags/clip and run stage=tag again"
         )
 
@@ -122,6 +128,12 @@ def model_record(clip: Path) -> dict[str, Any]:
             if all(each[key] == first[key] for key in image_tower)
         },
     }
+
+
+def source_of(clip: Path, model: dict[str, Any], modality: str) -> EmbeddingSource:
+    """The embeddings of one modality of the model that a plan records."""
+    names = (model["name"],) if modality == "image" else tuple(model["towers"])
+    return EmbeddingSource(clip, modality, names)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def compose_recipe(name: str) -> RecipeConfig:
     merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), _load(folder, name))
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise ConfigError(
-            f"recipe {name!r} of index.recipes has no value for {', '.join(missing)}; a recipe that is compared is taken "
-            f"as its file has it: write a configs/recipe/<name>.yaml with the values and name that one"
+            f"recipe {name!r} of index.recipes has no value for {', '.join(missing)}; a recipe that is compared is "
+            "taken as its file has it: write a configs/recipe/<name>.yaml with the values and name that one"
         )
     recipe = OmegaConf.to_object(merged)
     assert isinstance(recipe, RecipeConfig)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.index_embeddings import EmbeddingFiles
+from data_pipeline.index_faiss import load_faiss
 from data_pipeline.index_rows import PartRows
 
 COMPARE_ALL_BELOW = 2_000  # rows that pass a filter: so few are compared one by one
@@ -59,7 +60,9 @@ class VectorIndex:
         """Of its vectors."""
         return int(self._index.ntotal)
 
-    def nearest(self, query: np.ndarray, count: int, allowed: Allowed | None) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, query: np.ndarray, count: int, allowed: Allowed | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The `count` nearest rows, or fewer.
 
         Args:
@@ -87,7 +90,7 @@ class VectorIndex:
         return rows[order], scores[order]
 
     def _parameters(self, wanted: int, allowed: Allowed | None) -> Any:
-        import faiss
+        faiss = load_faiss()
 
         selector = None if allowed is None else faiss.IDSelectorBitmap(allowed.bits)
         if not self._num_lists:
@@ -103,18 +106,19 @@ class VectorIndex:
         """Unit embeddings [N, D] float32 of some rows; NaN where there is none."""
         part_of = np.searchsorted(self._bases, rows, side="right") - 1
         names = np.empty(len(rows), object)
-        places = np.empty(len(rows), np.int64)
+        places, highs = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
         for number in np.unique(part_of):
             part, chosen = self._parts[number], part_of == number
             inside = rows[chosen] - part.base
             shards = np.array(part.shards, object)
             names[chosen] = shards[part.column("shard").to_numpy()[inside]]
             places[chosen] = part.column("embedding_row").to_numpy()[inside]
-        return self._embeddings.read(names.tolist(), places)
+            highs[chosen] = part.column("uid_high").to_numpy()[inside]
+        return self._embeddings.read(names.tolist(), places, highs, self.dim)
 
 
 def open_index(path: Path) -> Any:
     """A faiss index, its inverted lists mapped from the file beside it."""
-    import faiss
+    faiss = load_faiss()
 
     return faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.index_embeddings import EmbeddingFiles
-from data_pipeline.index_plan import read_plan
+from data_pipeline.index_embeddings import EmbeddingFiles, EmbeddingSource
+from data_pipeline.index_faiss import load_faiss
+from data_pipeline.index_plan import read_plan, source_of
 from data_pipeline.index_rows import PartRows
 from data_pipeline.index_search import Effort, VectorIndex, open_index
 from data_pipeline.stage import Counts, Shard, Stage, read_stats
@@ -63,16 +64,20 @@ class WholeStage(Stage):
                 merge_exact(str(self.plan / f"plan.{modality}.faiss"), files, str(target))
             else:
                 merge_lists(str(self.plan / f"plan.{modality}.faiss"), files, target)
-            record["modalities"][modality] = self._measure(modality, choice["kind"], parts, target)
+            record["modalities"][modality] = self._measure(
+                source_of(self.clip, plan["model"], modality), choice["kind"], parts, target
+            )
         (temporary / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         counts = Counts(rows_in=sum(len(part) for part in parts), rows_out=sum(len(part) for part in parts))
         for part in parts:
             counts.extra.update(read_stats(self.parts, part.name)["counts"]["extra"])
         return counts
 
-    def _measure(self, modality: str, kind: str, parts: list[PartRows], path: Path) -> dict[str, Any]:
+    def _measure(
+        self, source: EmbeddingSource, kind: str, parts: list[PartRows], path: Path
+    ) -> dict[str, Any]:
         """The effort that reaches the target, and the recall it was measured at."""
-        opened, files = open_index(path), EmbeddingFiles(self.clip, modality)
+        opened, files, modality = open_index(path), EmbeddingFiles(source), source.modality
         candidates = _CANDIDATES[kind]
         found = {"kind": kind, "vectors": int(opened.ntotal), "lists": 0, "candidates": candidates}
         if kind == "exact":
@@ -107,7 +112,7 @@ class WholeStage(Stage):
 
 def merge_exact(trained: str, files: list[str], target: str) -> None:
     """The vectors of all parts in one exact index, which is small by choice."""
-    import faiss
+    faiss = load_faiss()
 
     whole = faiss.read_index(trained)
     for path in files:
@@ -118,7 +123,7 @@ def merge_exact(trained: str, files: list[str], target: str) -> None:
 
 def merge_lists(trained: str, files: list[str], target: Path) -> None:
     """The inverted lists of all parts in one file, which is mapped when it is searched."""
-    import faiss
+    faiss = load_faiss()
 
     whole = faiss.read_index(trained)
     opened = [faiss.read_index(path, faiss.IO_FLAG_MMAP) for path in files]
@@ -171,6 +176,4 @@ def recall_of(whole: VectorIndex, queries: np.ndarray, own: np.ndarray, truth: n
 
 def open_parts(plan: Path, parts: Path) -> list[PartRows]:
     """The rows of every part, open."""
-    return [
-        PartRows(parts, part["name"], part["base"], part["shards"]) for part in read_plan(plan)["parts"]
-    ]
+    return [PartRows(parts, part["name"], part["base"], part["shards"]) for part in read_plan(plan)["parts"]]

@@ -132,7 +132,9 @@ def validate(config: PipelineConfig) -> dict[str, list[Stage]]:
     """
     if config.stage is not None and config.stage not in STAGES:
         raise ConfigError(
-            unknown_name("stage", config.stage, STAGES, do="Leave stage out to run all but documents and index.")
+            unknown_name(
+                "stage", config.stage, STAGES, do="Leave stage out to run all but documents and index."
+            )
         )
     make_executor(config.executor)
     if config.stage is None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from crawl2clip.config import command
 from crawl2clip.errors import ConfigError
 from data_pipeline.explorer.config import ExplorerConfig
-from data_pipeline.index import require_faiss
+from data_pipeline.index_faiss import require_faiss
 
 logger = logging.getLogger(__name__)
 

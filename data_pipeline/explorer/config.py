@@ -21,7 +21,9 @@ class SafetyConfig:
     """The server's policy. No request can change it."""
 
     unsafe: Showing = MISSING  # images with a punsafe above max_punsafe, or of one of nsfw_words
-    untagged: Showing | None = MISSING  # images no safety tagger judged; null: show on loopback, blur elsewhere
+    untagged: Showing | None = (
+        MISSING  # images no safety tagger judged; null: show on loopback, blur elsewhere
+    )
     max_punsafe: float = MISSING  # 0 to 1
     nsfw_words: list[str] = field(default_factory=list)  # values of the column nsfw that are unsafe
     violent_prompts: list[str] = field(default_factory=list)  # for hide_violence: nearer to one of these ...

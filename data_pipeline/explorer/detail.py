@@ -43,7 +43,9 @@ def sample_detail(library: Library, row: int) -> dict[str, Any]:
             if name not in (*_PROVENANCE, "uid", "url", "text") and value is not None
         },
         "tags": tags,
-        "decisions": _decisions(run.folder, library.take(np.array([row]), _decision_columns(library)), values),
+        "decisions": _decisions(
+            run.folder, library.take(np.array([row]), _decision_columns(library)), values
+        ),
     }
 
 
@@ -118,11 +120,17 @@ def _rules(told: dict[str, Any], verdict: str, values: dict[str, Any]) -> list[d
 def _in_words(rule: dict[str, Any], told: dict[str, Any]) -> str:
     """A rule without a condition, with the score it came to."""
     if rule.get("top_fraction") is None:
-        return "; ".join(f"{key} {value}" for key, value in rule.items() if value is not None and key != "reason")
+        return "; ".join(
+            f"{key} {value}" for key, value in rule.items() if value is not None and key != "reason"
+        )
     groups = told.get("top_fractions", {}).get(rule["reason"], {})
-    cuts = ", ".join(f"{group}: {cut['score']:.4g}" for group, cut in groups.items() if cut.get("score") is not None)
+    cuts = ", ".join(
+        f"{group}: {cut['score']:.4g}" for group, cut in groups.items() if cut.get("score") is not None
+    )
     by = f" in each {rule['by']}" if rule.get("by") else ""
-    return f"top {100 * rule['top_fraction']:g}% by {rule['of']}{by}" + (f" (lowest kept: {cuts})" if cuts else "")
+    return f"top {100 * rule['top_fraction']:g}% by {rule['of']}{by}" + (
+        f" (lowest kept: {cuts})" if cuts else ""
+    )
 
 
 def near_duplicates(library: Library, row: int, min_cosine: float) -> list[tuple[int, float]]:

@@ -134,7 +134,10 @@ class Explorer:
         """Rows, in order, of all runs."""
         runs = self.library.runs
         return np.concatenate(
-            [np.flatnonzero(mask) + run.base for run, mask in zip(runs, self.filters.masks(filters), strict=True)]
+            [
+                np.flatnonzero(mask) + run.base
+                for run, mask in zip(runs, self.filters.masks(filters), strict=True)
+            ]
         )
 
     def _allow(self, filters: list[Filter]) -> list[Allowed]:
@@ -187,7 +190,9 @@ class Explorer:
     def _opposed(self) -> tuple[np.ndarray, np.ndarray] | None:
         towers, safety = require_towers(self.towers), self._config.safety
         if not safety.violent_prompts or not safety.harmless_prompts:
-            raise ConfigError("hide_violence needs safety.violent_prompts and safety.harmless_prompts; give both")
+            raise ConfigError(
+                "hide_violence needs safety.violent_prompts and safety.harmless_prompts; give both"
+            )
         violent, harmless = (
             np.stack([towers.encode_text(prompt) for prompt in prompts])
             for prompts in (safety.violent_prompts, safety.harmless_prompts)

@@ -22,7 +22,12 @@ MEDIA_TYPES = {
 
 
 def write_export(
-    path: Path, format: str, library: Library, rows: np.ndarray, similarities: np.ndarray | None, hidden: np.ndarray
+    path: Path,
+    format: str,
+    library: Library,
+    rows: np.ndarray,
+    similarities: np.ndarray | None,
+    hidden: np.ndarray,
 ) -> int:
     """Writes a file; how many rows it has.
 

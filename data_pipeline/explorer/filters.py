@@ -40,7 +40,9 @@ class FilterEngine:
         for each in filters:
             if each.column == TEXT:
                 if each.contains is None or (each.min, each.max, each.any_of, each.none_of) != (None,) * 4:
-                    raise ConfigError("the filter on text asks for something else; text takes `contains` alone")
+                    raise ConfigError(
+                        "the filter on text asks for something else; text takes `contains` alone"
+                    )
                 continue
             if each.column not in self._columns:
                 raise ConfigError(unknown_name("column", each.column, [*self._columns, TEXT]))
@@ -57,8 +59,14 @@ class FilterEngine:
                 )
             only_missing = [None] in (each.any_of, each.none_of)
             if self._columns[each.column] == (given == ["a range"]) and not only_missing:
-                has, takes = ("categories", "any_of or none_of") if given == ["a range"] else ("numbers", "min and max")
-                raise ConfigError(f"the column {each.column!r} has {has}, not {given[0]}; filter it with {takes}")
+                has, takes = (
+                    ("categories", "any_of or none_of")
+                    if given == ["a range"]
+                    else ("numbers", "min and max")
+                )
+                raise ConfigError(
+                    f"the column {each.column!r} has {has}, not {given[0]}; filter it with {takes}"
+                )
 
     def masks(self, filters: Sequence[Filter]) -> list[np.ndarray]:
         """For each run, a bool for each row number: whether it is a row that passes all filters and may be shown.

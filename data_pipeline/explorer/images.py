@@ -7,6 +7,8 @@ picture holds no more than the pixels it shows.
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from crawl2clip.errors import DataError
 from data_pipeline.explorer.library import Library
 from data_pipeline.image_headers import ImageRefused, is_decoded, read_header, sniff
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 SIZES = (128, 256, 512, 1024)
 """Longer sides of the pictures that are given, in pixels; smaller images keep their size."""
 
+_TAR_HEADER = 512  # bytes
 _BLURRED_SIDE = 8  # pixels that a blurred image is made of
 _QUALITY = 82
 
@@ -29,6 +32,7 @@ def stored_image(library: Library, row: int) -> "Image | None":
         DataError: the shard cannot be read.
     """
     run, part, place = library.run_of(row)
+    uid = part.uids(np.array([place]))[0]
     place_columns = ("shard", "image_offset", "image_bytes", "image_extension")
     shard, offset, size, extension = (part.column(name)[place].as_py() for name in place_columns)
     if offset is None:
@@ -36,12 +40,16 @@ def stored_image(library: Library, row: int) -> "Image | None":
     path = run.folder / "raw" / f"{part.shards[shard]}.tar"
     try:
         with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
+            # The tar's own header before the file names the pair: a shard that was written anew since the index was
+            # built must not show another pair's image.
+            file.seek(offset - _TAR_HEADER)
+            header, data = file.read(_TAR_HEADER), file.read(size)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); put it back, or make the index again without it"
         ) from error
+    if not header.startswith(uid.encode()):
+        return None
     return decode_image(data, list(IMAGE_FORMATS)[extension])
 
 

@@ -16,7 +16,7 @@ from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json
 from data_pipeline.index import FOLDER
 from data_pipeline.index_embeddings import EmbeddingFiles
-from data_pipeline.index_plan import read_plan
+from data_pipeline.index_plan import read_plan, source_of
 from data_pipeline.index_rows import PartRows
 from data_pipeline.index_search import Allowed, Effort, VectorIndex, open_index
 from data_pipeline.index_whole import RECORD_NAME, open_parts
@@ -62,7 +62,7 @@ def open_run(folder: Path, base: int) -> Run:
         modality: VectorIndex(
             open_index(index / "whole" / f"whole.{modality}.faiss"),
             parts,
-            EmbeddingFiles(folder / "tags" / "clip", modality),
+            EmbeddingFiles(source_of(folder / "tags" / "clip", plan["model"], modality)),
             Effort(max(found["lists"], 1), found["candidates"]),
         )
         for modality, found in record.items()
@@ -89,9 +89,9 @@ class Library:
         for run in self.runs[1:]:
             if _identity(run.model) != _identity(first.model):
                 raise ConfigError(
-                    f"the runs {first.folder} and {run.folder} have embeddings of two models, {model_name(first.model)} "
-                    f"and {model_name(run.model)}; similarities of two models cannot be compared: tag one of them again, "
-                    "or explore them apart"
+                    f"the runs {first.folder} and {run.folder} have embeddings of two models, "
+                    f"{model_name(first.model)} and {model_name(run.model)}; similarities of two models cannot be "
+                    "compared: tag one of them again, or explore them apart"
                 )
 
     @property

@@ -94,7 +94,9 @@ class Gate:
     def _check_host(self, scope: Message) -> None:
         headers = dict(scope["headers"])
         asked = headers.get(b"host", b"").decode("latin-1").lower()
-        name = asked.rpartition("]")[0].removeprefix("[") if asked.startswith("[") else asked.partition(":")[0]
+        name = (
+            asked.rpartition("]")[0].removeprefix("[") if asked.startswith("[") else asked.partition(":")[0]
+        )
         if name not in self._host_names:
             raise Refused(
                 421,

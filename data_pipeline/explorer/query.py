@@ -14,7 +14,9 @@ from data_pipeline.index_embeddings import unit
 _SMALLEST = 1e-4  # length of a sum that still points somewhere
 
 
-def query_vector(terms: Sequence[Term], library: Library, towers: Towers | None, takedown: Takedown) -> np.ndarray:
+def query_vector(
+    terms: Sequence[Term], library: Library, towers: Towers | None, takedown: Takedown
+) -> np.ndarray:
     """[D] float32, of length one.
 
     Raises:
@@ -75,5 +77,7 @@ def _given(values: Sequence[float], library: Library) -> np.ndarray:
             f"the query's embedding has {len(vector)} numbers; those of this index have {dim}: give one of its model"
         )
     if not np.isfinite(vector).all() or not vector.any():
-        raise ConfigError("the query's embedding is all zero or too large; give finite numbers of some length")
+        raise ConfigError(
+            "the query's embedding is all zero or too large; give finite numbers of some length"
+        )
     return unit(vector)

@@ -74,4 +74,6 @@ class ExportRequest(SearchRequest):
     """A search's results, or all rows that pass the filters, as a file."""
 
     format: Literal["parquet", "csv", "jsonl", "npy"]
-    rows: Annotated[int, Field(ge=1)] | None = Field(None, description="at most; null: as many as the server gives")
+    rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="at most; null: as many as the server gives"
+    )

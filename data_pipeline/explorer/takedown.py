@@ -107,7 +107,9 @@ def main(words: Sequence[str]) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m data_pipeline.explorer.takedown", description=__doc__)
     parser.add_argument("run", type=Path, help="output folder with an index")
-    parser.add_argument("--uid", action="append", default=[], help="32 hex digits; may be given several times")
+    parser.add_argument(
+        "--uid", action="append", default=[], help="32 hex digits; may be given several times"
+    )
     parser.add_argument("--uids", type=Path, help="a .npy of uids, DataComp's form")
     parser.add_argument("--url", action="append", default=[], help="address of an image")
     parser.add_argument("--domain", action="append", default=[], help="host, with all hosts below it")
@@ -119,7 +121,9 @@ def main(words: Sequence[str]) -> int:
         if asked.url or asked.domain:
             uids += uids_by_address(Library([str(asked.run)]), asked.url, asked.domain)
         if not uids:
-            raise DataError("no pair was named, or none has such an address; give --uid, --uids, --url or --domain")
+            raise DataError(
+                "no pair was named, or none has such an address; give --uid, --uids, --url or --domain"
+            )
         total = take_down(asked.run, uids)
     except (Crawl2ClipError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,7 +23,9 @@ _REMEMBERED = 2_000  # texts
 class Towers:
     """Texts and images to unit vectors; thread-safe, one forward pass at a time."""
 
-    def __init__(self, indexed: dict[str, Any], *, model: str | None, pretrained: str | None, device: str) -> None:
+    def __init__(
+        self, indexed: dict[str, Any], *, model: str | None, pretrained: str | None, device: str
+    ) -> None:
         """Loads the image tower's model; other text towers when they are first asked for.
 
         Args:
