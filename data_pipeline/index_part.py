@@ -17,7 +17,7 @@ from data_pipeline.embeddings import read_uids, uids_name
 from data_pipeline.index_columns import BASE, BASE_READ, DECISION, KEPT, filter_columns, tag_tables
 from data_pipeline.index_embeddings import EmbeddingSource, unit, usable
 from data_pipeline.index_faiss import load_faiss
-from data_pipeline.index_plan import read_plan, source_of
+from data_pipeline.index_plan import check_width, read_plan, source_of
 from data_pipeline.index_rows import PLACES, PartRows, write_rows
 from data_pipeline.select import DECISIONS_NAME
 from data_pipeline.stage import Counts, Shard, Stage
@@ -130,6 +130,7 @@ class PartStage(Stage):
         shard_of, row_of = (rows.column(name).to_numpy() for name in ("shard", "embedding_row"))
         for number, shard in enumerate(rows.shards):
             values = source.read_shard(shard)[1]
+            check_width(source.paths(shard)[0], values, index.d)
             places = np.flatnonzero(shard_of == number)
             for start in range(0, len(places), _BATCH):
                 batch = places[start : start + _BATCH]

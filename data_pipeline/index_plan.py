@@ -82,13 +82,14 @@ def _sample(choice: IndexChoice, rows: dict[str, int], source: EmbeddingSource) 
         if share == 0:
             continue
         values = source.read_shard(name)[1]
-        _check_width(source.paths(name)[0], values, choice.dim)
+        check_width(source.paths(name)[0], values, choice.dim)
         chosen = values[np.sort(generator.choice(len(values), min(share, len(values)), replace=False))]
         parts.append(unit(chosen[usable(chosen)]))
     return np.concatenate(parts)
 
 
-def _check_width(path: Path, values: np.ndarray, dim: int) -> None:
+def check_width(path: Path, values: np.ndarray, dim: int) -> None:
+    """Raises DataError for embeddings of another width than the first shard's."""
     if values.shape[1] != dim:
         raise DataError(
             f"the embeddings in {path} have {values.shape[1]} dimensions, those of the first shard {dim}: they are "

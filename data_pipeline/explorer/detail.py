@@ -16,6 +16,7 @@ from data_pipeline.index_columns import DECISION, KEPT, tag_tables, taggers_of
 from data_pipeline.select import RECIPE_NAME, read_recipe
 
 _PROVENANCE = ("crawl_file", "offset", "page_url", "page_date", "page_language", "license", "consent")
+_DERIVED = ("short_side", "aspect_ratio", "text_length")  # what rules read and nobody stores but the index
 _NEIGHBOURS = 24
 
 
@@ -29,7 +30,9 @@ def sample_detail(library: Library, row: int) -> dict[str, Any]:
         path.parent.name: {name: value for name, value in _row(path, uid).items() if name != "uid"}
         for path in tag_tables(run.folder / "tags", taggers_of(run.folder / "tags"), shard)
     }
-    values = {**stored, **{name: value for columns in tags.values() for name, value in columns.items()}}
+    derived = library.take(np.array([row]), [name for name in _DERIVED if name in library.columns])
+    values = {**stored, **derived.row(0, named=True)}
+    values |= {name: value for columns in tags.values() for name, value in columns.items()}
     return {
         "uid": uid,
         "url": stored.get("url"),
@@ -111,7 +114,9 @@ def _rules(told: dict[str, Any], verdict: str, values: dict[str, Any]) -> list[d
         words = set(re.findall(r"[a-z_][a-z0-9_]*", condition))
         failed = reached and verdict in (reason, *(f"missing_{word}" for word in words), "missing_value")
         outcome = "failed" if failed else "passed" if reached else "not looked at"
-        looked_at = {name: values[name] for name in sorted(words) if name in values and name != "text"}
+        looked_at = {
+            name: values[name] for name in sorted(words) if name in values and name not in ("text", "uid")
+        }
         rules.append({"reason": reason, "condition": condition, "outcome": outcome, "values": looked_at})
         reached = reached and not failed
     return rules

@@ -71,7 +71,8 @@ def require_towers(towers: Towers | None) -> Towers:
 
 def _given(values: Sequence[float], library: Library) -> np.ndarray:
     dim = library.runs[0].indexes[library.modalities[0]].dim
-    vector = np.array(values, np.float32)
+    with np.errstate(over="ignore"):  # too large for float32 is told below
+        vector = np.array(values, np.float32)
     if len(vector) != dim:
         raise ConfigError(
             f"the query's embedding has {len(vector)} numbers; those of this index have {dim}: give one of its model"

@@ -6,7 +6,8 @@ import { change, state } from "./state.js";
 const FIRST = ["language", "language_bucket", "clip_score", "short_side", "aspect_ratio", "aesthetic", "punsafe",
   "pwatermark", "domain", "license", "crawl_month"];
 const opened = new Set(["language", "clip_score"]);
-const labelOf = (name) => name.startsWith("decision_") ? `recipe ${name.slice(9)}` : words(name);
+const labelOf = (name) => name === "text" ? "caption"
+  : name.startsWith("decision_") ? `recipe ${name.slice(9)}` : words(name);
 
 export function filterPanel(facets, recipes) {
   const own = recipes.length ? `decision_${recipes[0]}` : null;

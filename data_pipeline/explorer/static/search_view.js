@@ -48,7 +48,7 @@ function options() {
         h("option", { value: "text", selected: state.modality === "text" }, "captions"))) : null,
     checkbox("Fold near-duplicates", state.fold, (event) => change({ fold: event.target.checked })),
     info.hides_violence ? checkbox("Hide violence", state.hideViolence, (event) => change({ hideViolence: event.target.checked })) : null,
-    limit("min", "Similarity from"), limit("max", "to"));
+    h("span", { className: "between" }, limit("min", "Similarity from"), limit("max", "to")));
 }
 
 function submit(event) {
