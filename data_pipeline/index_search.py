@@ -4,6 +4,11 @@ Each call has its own parameters, so threads do not disturb each other. A filter
 few rows they are all compared, where it leaves some the search looks at more lists for them.
 """
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,5 +125,19 @@ class VectorIndex:
 def open_index(path: Path) -> Any:
     """A faiss index, its inverted lists mapped from the file beside it."""
     faiss = load_faiss()
+    with _stdout_to_stderr():
+        return faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
 
-    return faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """faiss prints from C++ where it found the lists; standard output is for the command's own lines."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+        ctypes.CDLL(None).fflush(None)  # what C has not written out yet
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -65,10 +65,11 @@ def train(folder):
     for _ in range(STEPS):
         drawn = torch.randperm(len(chosen), generator=generator)[:PER_STEP].tolist()
         rows = [tokens[n][int(torch.randint(len(tokens[n]), (1,), generator=generator))] for n in drawn]
-        image_features, text_features, scale = model(images[drawn], torch.stack(rows))[:3]
+        words = torch.stack(rows)
+        image_features, text_features, scale = model(images[drawn], words)[:3]
         logits = scale * image_features @ text_features.T
         # Pairs with one caption (each cat is "cat") are all right; a plain InfoNCE would push them apart.
-        same = torch.tensor([[float(torch.equal(a, b)) for b in rows] for a in rows])
+        same = (words[:, None] == words[None]).all(dim=-1).float()
         wanted = same / same.sum(dim=1, keepdim=True)
         loss = torch.nn.functional.cross_entropy(logits, wanted) + torch.nn.functional.cross_entropy(
             logits.T, wanted
@@ -98,6 +99,7 @@ def write_emoji_run(folder, weights):
             device="cpu",
             precision="fp32",
             image_batch_size=64,
+            decode_margin=None,
         ),
     )
     for stage in (*tag.make_stages(settings), select.make_stage(settings)):

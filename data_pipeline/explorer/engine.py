@@ -6,6 +6,7 @@ What the policy says is applied here, once, to whatever leaves: an unsafe image 
 import hashlib
 import json
 from collections import OrderedDict
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -82,7 +83,7 @@ class Explorer:
             "modalities": library.modalities,
             "towers": self.towers.names if self.towers else [],
             "columns": {name: "categories" if kind else "numbers" for name, kind in library.columns.items()},
-            "recipes": self._recipes(),
+            "recipes": self._recipes,
             "safety": self.policy.describe(),
             "safety_tags": [name for name in JUDGED_BY if name in library.columns],
             "hides_violence": bool(self.towers and self._config.safety.violent_prompts),
@@ -93,8 +94,9 @@ class Explorer:
             },
         }
 
+    @cached_property
     def _recipes(self) -> list[str]:
-        """The run's own first."""
+        """Those that judged the rows, the run's own first."""
         own = [told["recipe"]["name"] for run in self.library.runs for told in recipes_of(run.folder)]
         judged = [name.removeprefix(DECISION) for name in self.library.columns if name.startswith(DECISION)]
         return [name for name in dict.fromkeys([*own, *judged]) if name in judged]
@@ -201,7 +203,7 @@ class Explorer:
 
     def _results(self, hits: list[Hit]) -> list[dict[str, Any]]:
         """Results as they are sent."""
-        own = self._recipes()[:1]
+        own = self._recipes[:1]
         verdict = [DECISION + name for name in own]
         rows = np.array([hit.row for hit in hits], np.int64)
         frame = self.library.take(rows, [*_CARD, *JUDGED_BY, *verdict])

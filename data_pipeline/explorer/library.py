@@ -6,6 +6,7 @@ model, or their similarities could not be compared. Where two runs hold the same
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Library:
         """What every run has embeddings of."""
         return [name for name in self.runs[0].indexes if all(name in run.indexes for run in self.runs)]
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, bool]:
         """The columns that rows can be filtered by: name -> whether it is a category; else it has numbers."""
         found: dict[str, bool] = {}
