@@ -37,7 +37,7 @@ def sample_detail(library: Library, row: int) -> dict[str, Any]:
         "uid": uid,
         "url": stored.get("url"),
         "text": stored.get("text"),
-        "run": run.folder.name,
+        "run": run.name,
         "shard": shard,
         "provenance": {name: stored.get(name) for name in _PROVENANCE},
         "download": {

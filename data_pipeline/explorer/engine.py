@@ -76,9 +76,7 @@ class Explorer:
         library = self.library
         return {
             "rows": library.num_rows,
-            "runs": [
-                {"name": run.folder.name, "rows": run.num_rows, "index": run.record} for run in library.runs
-            ],
+            "runs": [{"name": run.name, "rows": run.num_rows, "index": run.record} for run in library.runs],
             "model": {key: library.model[key] for key in ("name", "model", "weights_sha256")},
             "modalities": library.modalities,
             "towers": self.towers.names if self.towers else [],
@@ -306,7 +304,7 @@ class Explorer:
         """For each run its stages and its recipes, as the report has them."""
         return [
             {
-                "run": run.folder.name,
+                "run": run.name,
                 "stages": [
                     {
                         "stage": stage.stage,

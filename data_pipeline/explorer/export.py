@@ -4,15 +4,17 @@ What the policy hides is left out, whatever was asked for.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from crawl2clip.schema import uids_to_array
 from data_pipeline.explorer.library import Library
 
-_BLOCK = 20_000
+_BLOCK = 20_000  # rows in memory at a time
 MEDIA_TYPES = {
     "parquet": "application/vnd.apache.parquet",
     "csv": "text/csv; charset=utf-8",
@@ -43,27 +45,51 @@ def write_export(
     rows = rows[chosen]
     if similarities is not None:
         similarities = similarities[chosen]
+    blocks = (slice(start, start + _BLOCK) for start in range(0, len(rows), _BLOCK))
     if format == "npy":
-        uids = [uid for block in _blocks(rows) for uid in library.take(block, [])["uid"]]
+        uids = [uid for block in blocks for uid in library.take(rows[block], [])["uid"]]
         with open(path, "wb") as file:
             np.save(file, uids_to_array(uids))
         return len(uids)
-    columns = ["url", "text", *library.columns]
-    frames = [library.take(block, columns) for block in _blocks(rows)]
-    frame = pl.concat(frames, how="diagonal_relaxed") if frames else library.take(rows, columns)
-    if similarities is not None:
-        frame = frame.with_columns(similarity=pl.Series(similarities, dtype=pl.Float32))
-    # The reader of lists takes columns without any value as text.
-    frame = frame.with_columns(pl.col(pl.Null).cast(pl.String))
-    if format == "parquet":
-        frame.write_parquet(path)
-    elif format == "csv":
-        frame.write_csv(path)
-    else:
-        frame.write_ndjson(path)
-    return len(frame)
+    frames = (
+        _frame(library, rows[block], None if similarities is None else similarities[block])
+        for block in blocks
+    )
+    first = next(frames, None)
+    if first is None:
+        first = _frame(library, rows, similarities)
+    write = {"parquet": _write_parquet, "csv": _write_csv, "jsonl": _write_jsonl}[format]
+    write(path, chain([first], frames))
+    return len(rows)
 
 
-def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), _BLOCK):
-        yield rows[start : start + _BLOCK]
+def _frame(library: Library, rows: np.ndarray, similarities: np.ndarray | None) -> pl.DataFrame:
+    """Rows with all their columns, of the same types whatever the rows hold."""
+    kinds = {name: pl.String if is_category else pl.Float32 for name, is_category in library.columns.items()}
+    frame = library.take(rows, ["url", "text", *kinds]).cast({"url": pl.String, "text": pl.String, **kinds})
+    if similarities is None:
+        return frame
+    return frame.with_columns(similarity=pl.Series(similarities, dtype=pl.Float32))
+
+
+def _write_parquet(path: Path, frames: Iterator[pl.DataFrame]) -> None:
+    writer = None
+    for frame in frames:
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        if writer is None:
+            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def _write_csv(path: Path, frames: Iterator[pl.DataFrame]) -> None:
+    with open(path, "wb") as file:
+        for number, frame in enumerate(frames):
+            frame.write_csv(file, include_header=number == 0)
+
+
+def _write_jsonl(path: Path, frames: Iterator[pl.DataFrame]) -> None:
+    with open(path, "wb") as file:
+        for frame in frames:
+            frame.write_ndjson(file)

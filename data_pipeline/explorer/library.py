@@ -39,6 +39,11 @@ class Run:
     record: dict[str, Any]  # of the index: kind, effort, recall, by modality
 
     @property
+    def name(self) -> str:
+        """The folder's last two names, for readers."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
+    @property
     def num_rows(self) -> int:
         """Pairs."""
         return sum(len(part) for part in self.parts)
