@@ -6,9 +6,11 @@ codes into `NAME.values.<column>.arrow`, which has each value once, sorted. A ro
 part's base plus its place here; a uid is found by binary search.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -99,6 +101,16 @@ class PartRows:
         return len(self.table)
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Of all its columns."""
+        return frozenset(self.table.column_names)
+
+    @cached_property
+    def categories(self) -> frozenset[str]:
+        """The columns to filter by that have codes; the others have numbers."""
+        return frozenset(name for name, kind in self.numbers.schema.items() if kind == pl.UInt32)
+
+    @cached_property
     def numbers(self) -> pl.DataFrame:
         """The columns to filter by, codes for categories; it points into the mapped file."""
         frame = pl.from_arrow(self.table.drop_columns(list(_FIXED)), rechunk=False)
@@ -107,7 +119,7 @@ class PartRows:
 
     def is_category(self, column: str) -> bool:
         """Whether a column to filter by has codes; else it has numbers."""
-        return self.numbers.schema[column] == pl.UInt32
+        return column in self.categories
 
     def values(self, column: str) -> pa.Array:
         """The values of a category, sorted; a code is a position here."""
@@ -141,18 +153,19 @@ class PartRows:
             place += 1
         return None
 
-    def take(self, places: np.ndarray, columns: list[str]) -> pl.DataFrame:
-        """Some rows: uid, and the columns named, categories as their values."""
+    def take(self, places: np.ndarray, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """Some rows, by column: `uid`, and the columns named, categories as their values.
+
+        Plain lists: a page has forty rows, and starting a query engine for them costs more than reading them.
+        """
         where = pa.array(np.asarray(places, np.int64))
-        taken = {"uid": pa.array(self.uids(places), pa.string())}
+        taken: dict[str, list[Any]] = {"uid": self.uids(places)}
         for name in columns:
             values = self.column(name).take(where)
-            if name in self.numbers.columns and self.is_category(name):
+            if name in self.categories:
                 values = self.values(name).take(values)
-            taken[name] = values
-        frame = pl.from_arrow(pa.table(taken))
-        assert isinstance(frame, pl.DataFrame)
-        return frame
+            taken[name] = values.to_pylist()
+        return taken
 
     def uids(self, places: np.ndarray) -> list[str]:
         """The uids of some rows, 32 hex digits each."""

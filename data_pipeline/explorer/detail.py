@@ -31,7 +31,7 @@ def sample_detail(library: Library, row: int) -> dict[str, Any]:
         for path in tag_tables(run.folder / "tags", taggers_of(run.folder / "tags"), shard)
     }
     derived = library.take(np.array([row]), [name for name in _DERIVED if name in library.columns])
-    values = {**stored, **derived.row(0, named=True)}
+    values = stored | {name: column[0] for name, column in derived.items()}
     values |= {name: value for columns in tags.values() for name, value in columns.items()}
     return {
         "uid": uid,
@@ -83,12 +83,12 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _decisions(run: Path, verdicts: pl.DataFrame, values: dict[str, Any]) -> list[dict[str, Any]]:
+def _decisions(run: Path, verdicts: dict[str, list[Any]], values: dict[str, Any]) -> list[dict[str, Any]]:
     """For each recipe: kept, and its rules in order with how the pair fared and the values they looked at."""
     made = []
     for told in recipes_of(run):
         name = told["recipe"]["name"]
-        if DECISION + name not in verdicts.columns:
+        if DECISION + name not in verdicts:
             continue
         verdict = verdicts[DECISION + name][0]
         if verdict is None:

@@ -204,14 +204,14 @@ class Explorer:
         own = self._recipes[:1]
         verdict = [DECISION + name for name in own]
         rows = np.array([hit.row for hit in hits], np.int64)
-        frame = self.library.take(rows, [*_CARD, *JUDGED_BY, *verdict])
-        showing = self.policy.showing(frame)
+        taken = self.library.take(rows, [*_CARD, *JUDGED_BY, *verdict])
+        showing = self.policy.showing(taken)
         folded = self._uids(np.array([row for hit in hits for row in hit.folded], np.int64))
         results, used = [], 0
-        for hit, row, shown in zip(hits, frame.iter_rows(named=True), showing, strict=True):
-            result: dict[str, Any] = {"uid": row["uid"]} | {name: row[name] for name in _CARD}
+        for place, (hit, shown) in enumerate(zip(hits, showing, strict=True)):
+            result: dict[str, Any] = {name: taken[name][place] for name in ("uid", *_CARD)}
             result["similarity"] = None if np.isnan(hit.similarity) else round(hit.similarity, 6)
-            result["decision"] = row[verdict[0]] if verdict else None
+            result["decision"] = taken[verdict[0]][place] if verdict else None
             result["folded"] = folded[used : used + len(hit.folded)]
             used += len(hit.folded)
             result["showing"] = shown.value
@@ -221,7 +221,7 @@ class Explorer:
         return results
 
     def _uids(self, rows: np.ndarray) -> list[str]:
-        return self.library.take(rows, [])["uid"].to_list()
+        return self.library.take(rows, [])["uid"]
 
     def facets(self, filters: list[Filter]) -> dict[str, Any]:
         """Counts by column; see FacetEngine."""

@@ -66,7 +66,10 @@ def write_export(
 def _frame(library: Library, rows: np.ndarray, similarities: np.ndarray | None) -> pl.DataFrame:
     """Rows with all their columns, of the same types whatever the rows hold."""
     kinds = {name: pl.String if is_category else pl.Float32 for name, is_category in library.columns.items()}
-    frame = library.take(rows, ["url", "text", *kinds]).cast({"url": pl.String, "text": pl.String, **kinds})
+    frame = pl.DataFrame(
+        library.take(rows, ["url", "text", *kinds]),
+        schema={"uid": pl.String, "url": pl.String, "text": pl.String, **kinds},
+    )
     if similarities is None:
         return frame
     return frame.with_columns(similarity=pl.Series(similarities, dtype=pl.Float32))

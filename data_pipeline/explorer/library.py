@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json
@@ -141,20 +140,21 @@ class Library:
         part = next(part for part in reversed(run.parts) if row - run.base >= part.base)
         return run, part, row - run.base - part.base
 
-    def take(self, rows: np.ndarray, columns: Sequence[str]) -> pl.DataFrame:
-        """Rows in the order asked for: `uid` and the columns, null where a run lacks one."""
-        frames = [pl.DataFrame(schema={"uid": pl.String, "_order": pl.Int64})]
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """Rows in the order asked for, by column: `uid` and the columns, None where a run lacks one."""
+        found: dict[str, list[Any]] = {name: [None] * len(rows) for name in ("uid", *columns)}
         for run in self.runs:
             for part in run.parts:
                 first = run.base + part.base
                 chosen = np.flatnonzero((rows >= first) & (rows < first + len(part)))
-                if len(chosen):
-                    names = [name for name in columns if name in part.table.column_names]
-                    frame = part.take(rows[chosen] - first, names)
-                    frames.append(frame.with_columns(_order=pl.Series(chosen, dtype=pl.Int64)))
-        joined = pl.concat(frames, how="diagonal_relaxed").sort("_order")
-        lacking = [pl.lit(None).alias(name) for name in columns if name not in joined.columns]
-        return joined.with_columns(lacking).select("uid", *columns)
+                if len(chosen) == 0:
+                    continue
+                names = [name for name in columns if name in part.names]
+                for name, values in part.take(rows[chosen] - first, names).items():
+                    into = found[name]
+                    for place, value in zip(chosen.tolist(), values, strict=True):
+                        into[place] = value
+        return found
 
     def nearest(
         self, modality: str, query: np.ndarray, count: int, allowed: Sequence[Allowed | None]

@@ -98,7 +98,7 @@ class Ranking:
         if self._duplicate_cosine is None:
             self.hits += [Hit(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
             return
-        urls = self._library.take(rows, ["url"])["url"].to_list()
+        urls = self._library.take(rows, ["url"])["url"]
         images = np.nan_to_num(images)
         compared = len(self._seen) <= _COMPARED
         to_leaders = images @ self._leaders.T if compared else np.empty((len(rows), 0))

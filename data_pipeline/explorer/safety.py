@@ -1,5 +1,8 @@
 """The server's policy on unsafe images: judged from the tags, applied to every route, changed by no request."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import polars as pl
 
 from data_pipeline.explorer.config import SafetyConfig, Showing
@@ -32,19 +35,21 @@ class SafetyPolicy:
             "max_punsafe": self._config.max_punsafe,
         }
 
-    def showing(self, frame: pl.DataFrame) -> list[Showing]:
+    def showing(self, rows: Mapping[str, Sequence[Any]]) -> list[Showing]:
         """What is done with each row.
 
         Args:
-            frame: has the columns of JUDGED_BY, null where there is no tag.
+            rows: has the columns of JUDGED_BY, None where there is no tag.
         """
-        kinds = frame.select(
-            _kind(
-                pl.col("punsafe").cast(pl.Float64) >= self._config.max_punsafe,
-                pl.col("nsfw").cast(pl.String).is_in(self._config.nsfw_words),
-            )
-        ).to_series()
-        return [{"unsafe": self.unsafe, "untagged": self.untagged}.get(kind, Showing.show) for kind in kinds]
+        return [self._one(punsafe, nsfw) for punsafe, nsfw in zip(rows["punsafe"], rows["nsfw"], strict=True)]
+
+    def _one(self, punsafe: float | None, nsfw: str | None) -> Showing:
+        if punsafe is None and nsfw is None:
+            return self.untagged
+        is_unsafe = (
+            punsafe is not None and punsafe >= self._config.max_punsafe
+        ) or nsfw in self._config.nsfw_words
+        return self.unsafe if is_unsafe else Showing.show
 
     def findable(self, part: PartRows) -> pl.Series:
         """For each row of a part, whether it may be in a result at all."""
