@@ -97,7 +97,7 @@ def test_quantised_search_reaches_its_recall_and_keeps_to_the_filter(tmp_path, b
     record = read_json(made.folder / "index" / "whole" / "whole.index.json")["modalities"]["image"]
     assert record["kind"] == kind
     assert record["recall_at_10"] >= 0.95
-    assert record["recall_queries"] == 50
+    assert record["recall_queries"] == 100  # 50 images, 50 captions
     library = Library([str(made.folder)])
     generator = np.random.default_rng(4)
     queries = unit_rows(generator, 20).astype(np.float32)
