@@ -30,7 +30,7 @@ ARCHITECTURE = {
     "vision_cfg": {"image_size": 40, "layers": 1, "width": 96, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
-STEPS = 120
+STEPS = 200
 PER_STEP = 40
 
 

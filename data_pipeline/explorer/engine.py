@@ -19,8 +19,9 @@ from data_pipeline.explorer.detail import near_duplicates, recipes_of, sample_de
 from data_pipeline.explorer.export import write_export
 from data_pipeline.explorer.facets import FacetEngine
 from data_pipeline.explorer.filters import FilterEngine
-from data_pipeline.explorer.images import SIZES, picture, stored_image, uploaded_image
+from data_pipeline.explorer.images import picture, stored_image, uploaded_image
 from data_pipeline.explorer.library import Library, model_name
+from data_pipeline.explorer.overview import describe, funnel_of
 from data_pipeline.explorer.query import query_vector, require_towers
 from data_pipeline.explorer.ranking import Hit, Ranking
 from data_pipeline.explorer.requests import ExportRequest, Filter, SearchRequest
@@ -29,7 +30,6 @@ from data_pipeline.explorer.takedown import Takedown
 from data_pipeline.explorer.towers import Towers
 from data_pipeline.index_columns import DECISION
 from data_pipeline.index_search import Allowed
-from data_pipeline.report_data import read_stage_rows
 
 _CARD = ("url", "text", "language", "clip_score", "aesthetic", "short_side", "aspect_ratio")
 _REMEMBERED = 128  # searches, and as many filters
@@ -73,24 +73,8 @@ class Explorer:
 
     def info(self) -> dict[str, Any]:
         """What there is to explore."""
-        library = self.library
-        return {
-            "rows": library.num_rows,
-            "runs": [{"name": run.name, "rows": run.num_rows, "index": run.record} for run in library.runs],
-            "model": {key: library.model[key] for key in ("name", "model", "weights_sha256")},
-            "modalities": library.modalities,
-            "towers": self.towers.names if self.towers else [],
-            "columns": {name: "categories" if kind else "numbers" for name, kind in library.columns.items()},
-            "recipes": self._recipes,
-            "safety": self.policy.describe(),
-            "safety_tags": [name for name in JUDGED_BY if name in library.columns],
-            "hides_violence": bool(self.towers and self._config.safety.violent_prompts),
-            "image_sizes": list(SIZES),
-            "limits": {
-                name: getattr(self._config.limits, name)
-                for name in ("upload_bytes", "upload_pixels", "results", "export_rows")
-            },
-        }
+        towers = self.towers.names if self.towers else []
+        return describe(self.library, self.policy, towers, self._recipes, self._config)
 
     @cached_property
     def _recipes(self) -> list[str]:
@@ -302,31 +286,4 @@ class Explorer:
 
     def funnel(self) -> list[dict[str, Any]]:
         """For each run its stages and its recipes, as the report has them."""
-        return [
-            {
-                "run": run.name,
-                "stages": [
-                    {
-                        "stage": stage.stage,
-                        "rows_in": stage.counts.rows_in,
-                        "rows_out": stage.counts.rows_out,
-                        "dropped": dict(stage.counts.dropped.most_common()),
-                        "seconds": stage.wall_seconds,
-                    }
-                    for stage in read_stage_rows(run.folder)
-                ],
-                "recipes": [
-                    {
-                        "name": told["recipe"]["name"],
-                        "version": told["recipe"]["version"],
-                        "source": told["recipe"]["source"],
-                        "rows_in": told["rows_in"],
-                        "rows_out": told["rows_out"],
-                        "rules": told["funnel"],
-                        "conditions": told["conditions"],
-                    }
-                    for told in recipes_of(run.folder)
-                ],
-            }
-            for run in self.library.runs
-        ]
+        return [funnel_of(run) for run in self.library.runs]
