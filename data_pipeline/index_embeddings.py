@@ -6,7 +6,7 @@ towers that match the same images; the first that has an embedding counts.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -85,19 +85,22 @@ class EmbeddingFiles:
         self._open: OrderedDict[str, tuple[np.ndarray, list[np.ndarray]]] = OrderedDict()
         self._lock = Lock()
 
-    def read(self, shards: Sequence[str], rows: np.ndarray, uid_highs: np.ndarray, dim: int) -> np.ndarray:
+    def read(
+        self, shards: Sequence[str], which: np.ndarray, rows: np.ndarray, uid_highs: np.ndarray, dim: int
+    ) -> np.ndarray:
         """Unit embeddings [N, D] float32; NaN where there is none, or another pair's.
 
         Args:
-            shards: N names of shards.
+            shards: names of shards.
+            which: [N], the place of each embedding's shard among them.
             rows: [N], the row of each in its shard's files.
             uid_highs: [N] uint64, the high half of each uid.
             dim: D.
         """
-        names = np.array(shards)
-        found = np.full((len(names), dim), np.nan, np.float32)
-        for name, places in _groups(names):
+        found = np.full((len(rows), dim), np.nan, np.float32)
+        for number, name in enumerate(shards):
             uids, files = self._map(name)
+            places = np.flatnonzero(which == number)
             wanted = rows[places]
             there = wanted < len(uids)
             there[there] = uids["f0"][wanted[there]] == uid_highs[places][there]
@@ -116,7 +119,8 @@ class EmbeddingFiles:
                 return self._open[shard]
         paths = [self._source.clip / uids_name(shard), *self._source.paths(shard)]
         try:
-            uids, *files = (np.load(path, mmap_mode="r") for path in paths)
+            # Plain arrays over the mapping: numpy's memmap class costs more than reading some rows.
+            uids, *files = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"the embeddings of shard {shard} in {self._source.clip} cannot be read "
@@ -127,11 +131,3 @@ class EmbeddingFiles:
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
         return uids, files
-
-
-def _groups(names: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, the places that have it), each name once."""
-    order = np.argsort(names, kind="stable")
-    starts = np.flatnonzero(np.r_[True, names[order][1:] != names[order][:-1]]) if len(names) else []
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        yield str(names[order[start]]), order[start:end]

@@ -110,16 +110,18 @@ class VectorIndex:
     def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
         """Unit embeddings [N, D] float32 of some rows; NaN where there is none."""
         part_of = np.searchsorted(self._bases, rows, side="right") - 1
-        names = np.empty(len(rows), object)
-        places, highs = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint64)
+        names: list[str] = []
+        which, places = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        highs = np.empty(len(rows), np.uint64)
         for number in np.unique(part_of):
             part, chosen = self._parts[number], part_of == number
             inside = rows[chosen] - part.base
-            shards = np.array(part.shards, object)
-            names[chosen] = shards[part.column("shard").to_numpy()[inside]]
+            shards, of = np.unique(part.column("shard").to_numpy()[inside], return_inverse=True)
+            which[chosen] = of + len(names)
+            names += [part.shards[shard] for shard in shards]
             places[chosen] = part.column("embedding_row").to_numpy()[inside]
             highs[chosen] = part.column("uid_high").to_numpy()[inside]
-        return self._embeddings.read(names.tolist(), places, highs, self.dim)
+        return self._embeddings.read(names, which, places, highs, self.dim)
 
 
 def open_index(path: Path) -> Any:
