@@ -12,6 +12,7 @@ from data_pipeline.deduplicate import DeduplicateConfig
 from data_pipeline.download import DownloadConfig
 from data_pipeline.executors import ExecutorConfig
 from data_pipeline.extract import ExtractConfig
+from data_pipeline.index import IndexConfig
 from data_pipeline.recipe import RecipeConfig
 from data_pipeline.reshard import ReshardConfig
 from data_pipeline.select import SelectConfig
@@ -24,7 +25,7 @@ class PipelineConfig:
     """Everything `python -m data_pipeline` can be told."""
 
     output_dir: str = MISSING  # folder of this run; a rerun with the same folder goes on where it ended
-    stage: str | None = None  # one of pipeline.STAGES; null runs all but documents, in order
+    stage: str | None = None  # one of pipeline.STAGES; null runs all but documents and index, in order
     source: SourceConfig = MISSING
     extract: ExtractConfig = MISSING
     deduplicate: DeduplicateConfig = MISSING
@@ -33,4 +34,5 @@ class PipelineConfig:
     recipe: RecipeConfig = MISSING
     select: SelectConfig = MISSING
     reshard: ReshardConfig = MISSING
+    index: IndexConfig = MISSING
     executor: ExecutorConfig = MISSING

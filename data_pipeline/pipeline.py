@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crawl2clip.errors import ConfigError, unknown_name
-from data_pipeline import deduplicate, documents, download, extract, report, reshard, select, storage, tag
+from data_pipeline import (
+    deduplicate,
+    documents,
+    download,
+    extract,
+    index,
+    report,
+    reshard,
+    select,
+    storage,
+    tag,
+)
 from data_pipeline.config import PipelineConfig
 from data_pipeline.executors import make_executor
 from data_pipeline.funnel import FunnelRow, funnel_row, funnel_table, update_funnel
@@ -56,6 +67,10 @@ STAGES: dict[str, Entry] = {
     ),
     "report": Entry(
         lambda c: [report.make_stage(c)], lambda c: ["report"], lambda c: ["download", "tag", "select"]
+    ),
+    # What the explorer searches; it has an extra of its own.
+    "index": Entry(
+        index.make_stages, lambda c: ["index/whole"], lambda c: ["download", "tag"], only_when_named=True
     ),
     # Another kind of data set from the same crawl: no stage for pairs reads it, and it needs WARC files.
     "documents": Entry(
@@ -165,7 +180,9 @@ def validate(config: PipelineConfig) -> dict[str, list[Stage]]:
     """
     if config.stage is not None and config.stage not in STAGES:
         raise ConfigError(
-            unknown_name("stage", config.stage, STAGES, do="Leave stage out to run all but documents.")
+            unknown_name(
+                "stage", config.stage, STAGES, do="Leave stage out to run all but documents and index."
+            )
         )
     make_executor(config.executor)
     if config.stage is None:

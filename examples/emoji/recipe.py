@@ -137,6 +137,10 @@ def run(settings: DemoSettings) -> None:
                 *judge, *sources(crawled.everything), *DOWNLOAD,
                 f"output_dir={folder / 'data'}", f"executor.num_workers={settings.num_workers}",
             )  # fmt: skip
+            demo.data_pipeline(
+                *judge, *sources(crawled.everything), *DOWNLOAD,
+                f"output_dir={folder / 'data'}", f"executor.num_workers={settings.num_workers}", "stage=index",
+            )  # fmt: skip
     with demo.step("6/8 train CLIP"):
         demo.train(
             "experiment=emoji", f"data.shards={folder / 'data' / 'shards'}", f"run_folder={folder / 'clip'}",
@@ -151,6 +155,7 @@ def run(settings: DemoSettings) -> None:
         table = write_report(folder, web, demo.seconds)
     print(table)
     print(f"report: {folder / 'report.html'}")
+    print(f"explorer: python -m data_pipeline.explorer 'runs=[{folder / 'data'}]'")
 
 
 def sources(files: list[Path]) -> list[str]:

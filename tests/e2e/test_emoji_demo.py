@@ -58,6 +58,9 @@ def test_it_goes_from_crawl_to_score(demo):
         assert words in err
     for words in ("emoji_concepts", "emoji_retrieval", "linear_probe", "few_shot", "precision", "8/8 report"):
         assert words in out + err
+    command = f"python -m data_pipeline.explorer 'runs=[{folder / 'data'}]'"
+    assert out.splitlines()[-1] == f"explorer: {command}"
+    assert (folder / "data" / "index" / "whole" / "whole.stats.json").is_file()
     results = [json.loads(path.read_text()) for path in (folder / "results").glob("results/*/*.json")]
     by_task = {(result["dataset"], result["task"]): result for result in results}
     zero_shot = by_task["emoji_concepts", "zero_shot"]

@@ -118,7 +118,7 @@ def test_a_recipe_without_taggers_has_nothing_to_tag(crawl):
 def test_all_stages_are_checked_before_the_first_runs(crawl):
     in_order = ["extract", "deduplicate", "download", "tag", "select", "reshard", "report"]
     assert list(validate(config(crawl))) == in_order
-    assert list(STAGES) == [*in_order, "documents"]
+    assert list(STAGES) == [*in_order, "index", "documents"]
 
 
 class FullDisk:

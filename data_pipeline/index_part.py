@@ -1,0 +1,145 @@
+"""The second step of the index stage: each part's rows and codes, made of some tagged shards by one task.
+
+Writes `NAME.rows.arrow` with its values (index_rows) and, for each modality, `NAME.<modality>.faiss`: the trained
+index with the part's vectors in it, under their row numbers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from crawl2clip.errors import DataError
+from crawl2clip.shards import ShardFault, index_shard
+from data_pipeline.embeddings import read_uids, uids_name
+from data_pipeline.index_columns import BASE, BASE_READ, DECISION, KEPT, filter_columns, tag_tables
+from data_pipeline.index_embeddings import EmbeddingSource, unit, usable
+from data_pipeline.index_faiss import load_faiss
+from data_pipeline.index_plan import check_width, read_plan, source_of
+from data_pipeline.index_rows import PLACES, PartRows, write_rows
+from data_pipeline.select import DECISIONS_NAME
+from data_pipeline.stage import Counts, Shard, Stage
+from data_pipeline.stored_images import IMAGE_FORMATS, image_extension
+from data_pipeline.tables import read_table
+
+_BATCH = 65_536  # vectors that are added at a time
+
+
+@dataclass
+class PartStage(Stage):
+    """Makes the parts of the index."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    plan: Path  # folder of the step before
+    raw: Path
+    tags: Path
+    taggers: list[str]  # whose columns are taken
+    selections: dict[str, Path]  # recipe -> folder of its decisions
+    max_workers: int | None = None
+
+    def shards(self) -> list[Shard]:
+        """One for each part of the plan."""
+        decisions = [str(folder / DECISIONS_NAME) for folder in self.selections.values()]
+        made = []
+        for part in read_plan(self.plan)["parts"]:
+            inputs = [str(self.plan / "plan.plan.json"), *decisions]
+            for shard in part["shards"]:
+                inputs += [str(self.raw / f"{shard}.parquet"), str(self.raw / f"{shard}.tar")]
+                inputs += [str(path) for path in tag_tables(self.tags, self.taggers, shard)]
+            made.append(Shard(part["name"], tuple(inputs)))
+        return made
+
+    def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
+        """Makes one part."""
+        plan = read_plan(self.plan)
+        part = next(each for each in plan["parts"] if each["name"] == shard.name)
+        counts = Counts()
+        frames = [self._rows_of(number, name, counts) for number, name in enumerate(part["shards"])]
+        # A category of which a shard has no value has no type there.
+        frame = pl.concat(frames, how="diagonal_relaxed")
+        if (repeated := frame.filter(pl.col("uid").is_duplicated())).height:
+            raise DataError(
+                f"the uid {repeated['uid'][0]} is in several of the raw shards {part['shards'][0]} to "
+                f"{part['shards'][-1]}; run stage=deduplicate and the stages after it again, in a new output_dir"
+            )
+        write_rows(self._with_decisions(frame, part["shards"]), temporary / shard.name)
+        rows = PartRows(temporary, shard.name, part["base"], part["shards"])
+        for modality in plan["modalities"]:
+            source = source_of(self.tags / "clip", plan["model"], modality)
+            self._add_vectors(source, rows, temporary, counts)
+        counts.rows_in = counts.rows_out = len(frame)
+        return counts
+
+    def _rows_of(self, number: int, shard: str, counts: Counts) -> pl.DataFrame:
+        """A shard's pairs with everything a row has, but the verdicts."""
+        stored = read_table(self.raw / f"{shard}.parquet", BASE_READ, stored_only=True)
+        frame = stored.select("uid", "url", "text", *(made.alias(name) for name, made in BASE.items()))
+        places = pl.DataFrame({"uid": read_uids(self.tags / "clip" / uids_name(shard))})
+        places = places.with_row_index("embedding_row").with_columns(shard=pl.lit(number, pl.UInt32))
+        frame = frame.join(places, on="uid", how="inner").join(
+            self._images(shard, counts), on="uid", how="left"
+        )
+        for path in tag_tables(self.tags, self.taggers, shard):
+            columns = filter_columns(read_table(path, _columns_of(path)))
+            new = [name for name in columns.columns if name == "uid" or name not in frame.columns]
+            frame = frame.join(columns.select(new), on="uid", how="left")
+        return frame
+
+    def _images(self, shard: str, counts: Counts) -> pl.DataFrame:
+        """Where each pair's image lies in the tar."""
+
+        def count(fault: ShardFault) -> None:
+            counts.extra[f"shard_{fault.reason}"] += 1
+
+        found = []
+        extensions = list(IMAGE_FORMATS)
+        for sample in index_shard(self.raw / f"{shard}.tar", count):
+            extension = image_extension(sample.fields)
+            if extension is not None:
+                found.append((sample.key, *sample.fields[extension], extensions.index(extension)))
+        schema = {"uid": pl.String} | {
+            name: PLACES[name] for name in ("image_offset", "image_bytes", "image_extension")
+        }
+        return pl.DataFrame(found, schema=schema, orient="row")
+
+    def _with_decisions(self, frame: pl.DataFrame, shards: list[str]) -> pl.DataFrame:
+        """With a column for each recipe: `kept`, or why not; null where it did not judge."""
+        for recipe, folder in self.selections.items():
+            verdicts = (
+                pl.scan_parquet(folder / DECISIONS_NAME)
+                .with_columns(pl.col("shard", "reason").cast(pl.String))
+                .filter(pl.col("shard").is_in(shards))
+                .select(
+                    "uid", pl.when("kept").then(pl.lit(KEPT)).otherwise("reason").alias(DECISION + recipe)
+                )
+                .collect()
+            )
+            frame = frame.join(verdicts, on="uid", how="left")
+        return frame
+
+    def _add_vectors(self, source: EmbeddingSource, rows: PartRows, temporary: Path, counts: Counts) -> None:
+        """Writes the index of one modality; row numbers come from the table that has just been written."""
+        faiss = load_faiss()
+
+        faiss.omp_set_num_threads(1)  # every core has a worker
+        index = faiss.read_index(str(self.plan / f"plan.{source.modality}.faiss"))
+        shard_of, row_of = (rows.column(name).to_numpy() for name in ("shard", "embedding_row"))
+        for number, shard in enumerate(rows.shards):
+            values = source.read_shard(shard)[1]
+            check_width(source.paths(shard)[0], values, index.d)
+            places = np.flatnonzero(shard_of == number)
+            for start in range(0, len(places), _BATCH):
+                batch = places[start : start + _BATCH]
+                vectors = values[row_of[batch]]
+                there = usable(vectors)
+                counts.extra[f"without_{source.modality}_embedding"] += int((~there).sum())
+                index.add_with_ids(unit(vectors[there]), (rows.base + batch[there]).astype(np.int64))
+        faiss.write_index(index, str(temporary / f"{rows.name}.{source.modality}.faiss"))
+
+
+def _columns_of(path: Path) -> list[str]:
+    return list(pl.read_parquet_schema(path))
