@@ -19,8 +19,8 @@ from data_pipeline.index_columns import taggers_of
 from data_pipeline.index_faiss import require_faiss
 from data_pipeline.index_part import PartStage
 from data_pipeline.index_plan import PlanStage
-from data_pipeline.index_recipes import compose_recipe
 from data_pipeline.index_whole import WholeStage
+from data_pipeline.recipe_by_name import load_recipe
 from data_pipeline.stage import Counts, Shard, Stage, progress_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Comparison(select.SelectStage):
 
 def _comparison(config: "PipelineConfig", name: str) -> Comparison:
     """The stage for a recipe of configs/recipe."""
-    stage = select.make_stage(replace(config, recipe=compose_recipe(name)))
+    stage = select.make_stage(replace(config, recipe=load_recipe(name)))
     made = Comparison(**{each.name: getattr(stage, each.name) for each in fields(stage)})
     made.name = f"index/select/{name}"
     made.folder = Path(config.output_dir) / FOLDER / "select" / name

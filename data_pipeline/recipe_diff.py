@@ -16,46 +16,17 @@ from typing import Any
 
 import polars as pl
 
-from crawl2clip.config import CONFIG_DIR, explain
-from crawl2clip.errors import ConfigError, Crawl2ClipError, DataError, unknown_name
+from crawl2clip.errors import Crawl2ClipError, DataError
 from crawl2clip.files import read_json
 from data_pipeline.judge import Judge
-from data_pipeline.own_recipe import register_recipe
 from data_pipeline.recipe import RecipeConfig
+from data_pipeline.recipe_by_name import load_recipe
 from data_pipeline.rules import Rule, base_schema, compile_rules
 from data_pipeline.run_tables import RunTables
 from data_pipeline.select import tables_for
 from data_pipeline.stage import MANIFEST, finished_shards
 
 _ASIDE = ("name", "version", "source", "rules", "parameters")  # shown otherwise, or no difference
-
-
-def load_recipe(name: str) -> RecipeConfig:
-    """The recipe of that name in configs/recipe, or in that YAML file.
-
-    Raises:
-        ConfigError: there is none, or it is not a recipe.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if name.endswith((".yaml", ".yml")):
-        chosen = register_recipe(name)
-    else:
-        known = [path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml")]
-        if name not in known:
-            raise ConfigError(unknown_name("recipe", name, known, do="A file of your own ends in .yaml."))
-        chosen = name
-    try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed = compose(f"recipe/{chosen}")["recipe"]
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RecipeConfig), composed))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"recipe {name!r} cannot be used: {explain(error)}") from error
-    assert isinstance(recipe, RecipeConfig)
-    return recipe
 
 
 def settings_diff(a: RecipeConfig, b: RecipeConfig) -> list[str]:

@@ -18,8 +18,8 @@ from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from data_pipeline import select, tag
 from data_pipeline.clip_models import ClipModelConfig
-from data_pipeline.index_recipes import compose_recipe
 from data_pipeline.language import LanguageDetector
+from data_pipeline.recipe_by_name import load_recipe
 from data_pipeline.stage import run_stage
 from data_pipeline.tag import TagConfig
 from examples.emoji.concepts import load_concepts, on_white
@@ -86,7 +86,7 @@ def write_emoji_run(folder, weights):
         _write_shard(folder / "raw", f"{number:08d}", language)
     names = [{"name": f"{number:08d}"} for number in range(2)]
     write_json(folder / "raw" / "manifest.json", {"stage": "download", "shards": names})
-    recipe = compose_recipe("emoji")
+    recipe = load_recipe("emoji")
     settings = SimpleNamespace(
         output_dir=str(folder),
         recipe=recipe,

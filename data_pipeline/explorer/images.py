@@ -96,7 +96,7 @@ def uploaded_image(body: bytes, max_pixels: int) -> "Image":
                 f"the uploaded {name} has {header.width} x {header.height} pixels; this server takes "
                 f"{max_pixels:,} at most: send a smaller picture"
             )
-        pixels, _ = decode(body, name, max_pixels)
+        pixels = decode(body, name, max_pixels).pixels
     except ImageRefused as error:
         raise DataError(f"the uploaded {name} does not decode ({error}); send another file") from error
     return Pillow.fromarray(pixels)

@@ -13,7 +13,8 @@ import pytest
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from data_pipeline.own_recipe import with_own_recipe
-from data_pipeline.recipe_diff import count_rows, load_recipe, main
+from data_pipeline.recipe_by_name import load_recipe
+from data_pipeline.recipe_diff import count_rows, main
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """\
