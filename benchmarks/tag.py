@@ -1,6 +1,6 @@
 """The CLIP tagger against a plain open_clip loop and clip-retrieval's inference: same model, shards, batch and threads.
 
-    python benchmarks/tag.py [samples=96] [repeats=3] [batch=32] [model=ViT-B-32] [peer=/tmp/peers/clip_retrieval]
+    python benchmarks/tag.py [samples=96] [repeats=3] [batch=32] [model=ViT-B-32] [peer=runs/benchmarks/clip_retrieval]
 
 Each program runs in a process of its own, in turn, and times what comes after the model is loaded and was called
 once: reading, decoding, both towers, writing. The weights are random (the same file for all), which changes no time;
@@ -32,7 +32,7 @@ from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter, raise_fault, read_samples
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = "/tmp/peers/clip_retrieval"
+PEER = str(ROOT / "runs" / "benchmarks" / "clip_retrieval")
 NUM_SHARDS = 2
 
 
