@@ -90,6 +90,7 @@ def write_emoji_run(folder, weights):
     settings = SimpleNamespace(
         output_dir=str(folder),
         recipe=recipe,
+        select=select.SelectConfig(phash_distance=0),
         tagger=TagConfig(
             taggers=["language", "clip"],
             pretrained=str(weights),

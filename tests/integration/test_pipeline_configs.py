@@ -76,7 +76,7 @@ def test_every_choice_of_every_group(group, choice, tmp_path, monkeypatch):
         f"output_dir={tmp_path}/out",
         "download.user_agent='tests/1.0 (+https://example.org/bot)'",
         f"source.files=['{tmp_path}/*.gz']",
-        *(word.format(files=tmp_path / "files") for word in REQUIRED.get(choice, ())),
+        *(word.replace("{files}", str(tmp_path / "files")) for word in REQUIRED.get(choice, ())),
     ]
     write_files(tmp_path / "files")
     register("data_pipeline_schema", PipelineConfig)
