@@ -6,8 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A folder for the demo's results; rerunning continues what is there.
 DEMO ?= runs/emoji
-# Tests run in as many processes as there are cores, four at most: each holds about a gigabyte.
-TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test check install clean
 .DELETE_ON_ERROR:
@@ -39,7 +37,7 @@ check: install
 	$(BIN)/pyright
 
 test: check
-	$(BIN)/python -m pytest $(TEST_PROCESSES)
+	$(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV) $(DEMO)
