@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from explorer_run import Inline, write_stats
+from explorer_run import write_stats
 from PIL import Image
+from toy_stages import Inline
 
 from crawl2clip.encoder import encoder_of
 from crawl2clip.export import export_model

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from toy_stages import Inline
 
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
@@ -19,7 +20,7 @@ from data_pipeline import index
 from data_pipeline.embeddings import image_name, text_name, uids_name, write_uids
 from data_pipeline.index import IndexConfig
 from data_pipeline.select import DECISIONS_NAME, DECISIONS_SCHEMA, RECIPE_NAME
-from data_pipeline.stage import Outcome, make_shard, publish_shard, run_stage, temporary_folder
+from data_pipeline.stage import run_stage
 
 DIM = 32
 LANGUAGES = ("en", "de", "ja", None)
@@ -42,17 +43,6 @@ class MadeRun:
     rows: pl.DataFrame  # uid, url, text, language, clip_score, punsafe, kept
     images: np.ndarray  # [N, D] float16, unit; NaN for a pair without an embedding
     texts: np.ndarray
-
-
-class Inline:
-    """Runs shards here, one after the other."""
-
-    def run(self, stage, shards):
-        context = stage.setup()
-        for shard in shards:
-            make_shard(stage, context, shard, temporary_folder(stage, shard))
-            publish_shard(stage, shard, temporary_folder(stage, shard))
-            yield Outcome(shard, None)
 
 
 def jpeg(colour, size=(48, 40)):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from toy_stages import Inline
 
 from crawl2clip.export import export_model
 from crawl2clip.models import ModelConfig, build_model
@@ -17,7 +18,7 @@ from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from data_pipeline.clip_models import ClipModelConfig
 from data_pipeline.language import LanguageDetector
-from data_pipeline.stage import Counts, Outcome, make_shard, publish_shard, run_stage, temporary_folder
+from data_pipeline.stage import Counts, run_stage
 from data_pipeline.tag import TagConfig, make_stages, tag_columns
 
 NAME = "00000000"
@@ -95,17 +96,6 @@ def config_of(weights=None, models=(), taggers=("language", "clip"), **more):
     }  # fmt: skip
     models = [ClipModelConfig(**model) for model in models]
     return TagConfig(taggers=list(taggers), pretrained=weights, models=models, **{**settings, **more})
-
-
-class Inline:
-    """Runs shards here, one after the other."""
-
-    def run(self, stage, shards):
-        context = stage.setup()
-        for shard in shards:
-            make_shard(stage, context, shard, temporary_folder(stage, shard))
-            publish_shard(stage, shard, temporary_folder(stage, shard))
-            yield Outcome(shard, None)
 
 
 def tag(output, config):

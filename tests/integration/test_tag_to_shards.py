@@ -18,6 +18,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from toy_stages import Inline
 
 from crawl2clip.encoder import load_encoder
 from crawl2clip.export import export_model
@@ -32,12 +33,8 @@ from data_pipeline.recipe import RecipeConfig, RuleConfig
 from data_pipeline.reshard import ReshardConfig
 from data_pipeline.select import SelectConfig
 from data_pipeline.stage import (
-    Outcome,
     finished_shards,
-    make_shard,
-    publish_shard,
     run_stage,
-    temporary_folder,
 )
 from data_pipeline.tag import TagConfig
 
@@ -67,17 +64,6 @@ def write_raw(folder, shards):
         (folder / f"{name}.stats.json").write_text(json.dumps(stats))
     names = [{"name": f"{number:08d}"} for number in range(len(shards))]
     (folder / "manifest.json").write_text(json.dumps({"stage": "download", "shards": names}))
-
-
-class Inline:
-    """Runs shards here, one after the other."""
-
-    def run(self, stage, shards):
-        context = stage.setup()
-        for shard in shards:
-            make_shard(stage, context, shard, temporary_folder(stage, shard))
-            publish_shard(stage, shard, temporary_folder(stage, shard))
-            yield Outcome(shard, None)
 
 
 def jpeg(seed):

@@ -7,22 +7,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy_stages import Inline
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, UID_DTYPE, uid_of, uids_to_array
 from data_pipeline.embeddings import write_uids
 from data_pipeline.export import ExportForm, export, main, openai_models
-from data_pipeline.stage import Outcome, make_shard, publish_shard, temporary_folder
-
-
-class Inline:
-    def run(self, stage, shards):
-        for shard in shards:
-            temporary = temporary_folder(stage, shard)
-            make_shard(stage, None, shard, temporary)
-            publish_shard(stage, shard, temporary)
-            yield Outcome(shard, None)
-
 
 ROWS = [
     {

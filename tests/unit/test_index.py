@@ -3,7 +3,8 @@
 import numpy as np
 import polars as pl
 import pytest
-from explorer_run import DIM, Inline, build_index, settings, unit_rows, write_run
+from explorer_run import DIM, build_index, settings, unit_rows, write_run
+from toy_stages import Inline
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json

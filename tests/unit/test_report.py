@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from toy_stages import Inline
 
 from crawl2clip.errors import DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
@@ -40,12 +41,8 @@ from data_pipeline.rules import base_schema, compile_rules
 from data_pipeline.select import SelectStage, iter_decisions
 from data_pipeline.stage import (
     Counts,
-    Outcome,
     StageReport,
-    make_shard,
-    publish_shard,
     run_stage,
-    temporary_folder,
 )
 
 HOSTILE = (
@@ -178,14 +175,6 @@ def test_a_histogram_counts_what_lies_outside_in_its_last_bins():
     )
     assert histogram.total == 3
     assert histogram.kept[0] == histogram.dropped[-1] == 1
-
-
-class Inline:
-    def run(self, stage, shards):
-        for shard in shards:
-            make_shard(stage, None, shard, temporary_folder(stage, shard))
-            publish_shard(stage, shard, temporary_folder(stage, shard))
-            yield Outcome(shard, None)
 
 
 def write_stage_folder(folder, stage, tables):

@@ -12,26 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from toy_stages import Inline
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of, uids_to_array
 from crawl2clip.shards import ShardWriter, list_shards, raise_fault, read_manifest, read_samples
 from data_pipeline.open_files import OpenFiles
 from data_pipeline.reshard import ReshardConfig, key_ranges, make_stages
-from data_pipeline.stage import Outcome, make_shard, publish_shard, run_stage, temporary_folder
+from data_pipeline.stage import run_stage
 from data_pipeline.subset import is_in_subset, open_uids, order_keys, uid_halves
-
-
-class Inline:
-    """Runs shards here, one after the other."""
-
-    def run(self, stage, shards):
-        context = stage.setup()
-        for shard in shards:
-            temporary = temporary_folder(stage, shard)
-            make_shard(stage, context, shard, temporary)
-            publish_shard(stage, shard, temporary)
-            yield Outcome(shard, None)
 
 
 def pair(number):

@@ -9,29 +9,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy_stages import Inline
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOWNLOAD_SCHEMA, UID_DTYPE, array_to_uids, uid_of, uids_to_array
 from crawl2clip.shards import ShardWriter, list_shards, raise_fault, read_manifest, read_samples
 from data_pipeline.reshard import ReshardConfig, make_stages
 from data_pipeline.reshard_captions import CaptionMode
-from data_pipeline.stage import Outcome, make_shard, publish_shard, run_stage, temporary_folder
+from data_pipeline.stage import run_stage
 from data_pipeline.subset import count_in_subset, uid_halves
 from train.data.captions import CaptionConfig, captions_of
 
 UIDS = [uid_of(f"http://a.b/{number}", "x") for number in range(60)]
-
-
-class Inline:
-    """Runs shards here, one after the other."""
-
-    def run(self, stage, shards):
-        context = stage.setup()
-        for shard in shards:
-            temporary = temporary_folder(stage, shard)
-            make_shard(stage, context, shard, temporary)
-            publish_shard(stage, shard, temporary)
-            yield Outcome(shard, None)
 
 
 def write_raw(folder, broken=()):
