@@ -29,6 +29,7 @@ FRAME = struct.Struct(">II")
 """Before each message: bytes of its JSON, bytes of the file that follows."""
 
 MAX_DESCRIPTION = 100_000  # bytes of JSON
+_OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 _NAMES = [field.name for field in fields(Processed) if field.name not in ("data", "status")]
 
 _KINDS = {name: int if name.endswith(("width", "height")) else str for name in (*_NAMES, "status")}
@@ -88,18 +89,20 @@ def main(descriptor: int) -> None:
 def _process(
     body: bytes, config: "ImageConfig", min_bytes: int, boxes: Sequence[Sequence[float]], process_image
 ) -> Processed:
+    import cv2
+
     try:
         return process_image(body, config, min_bytes=min_bytes, blurred=boxes)
-    except Exception as error:  # no memory for the pixels, most of all: OpenCV has its own error for that
+    except (MemoryError, cv2.error) as error:
+        # OpenCV's own error says it when there is no memory for the pixels. Any other error is a fault of the code: it
+        # ends this process with its traceback, and the file is given up by the worker.
+        if isinstance(error, cv2.error) and error.code != _OPENCV_NO_MEMORY:
+            raise
         import hashlib
 
         md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        reason = "not enough memory" if _is_out_of_memory(error) else type(error).__name__
-        return Processed(DownloadStatus.decoder_failed, md5, hashlib.sha256(body).hexdigest(), error=reason)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "memory" in str(error).lower()
+        sha256 = hashlib.sha256(body).hexdigest()
+        return Processed(DownloadStatus.decoder_failed, md5, sha256, error="not enough memory")
 
 
 def _limit_memory(memory_bytes: int) -> None:

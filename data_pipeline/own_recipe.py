@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # of PyYAML, which OmegaConf reads with
 
 from crawl2clip.errors import ConfigError
 
@@ -41,13 +42,7 @@ def register_recipe(path: str) -> str:
             f"{asked} cannot be read ({error.strerror or error}); give the path of a YAML file, or the name of "
             "a recipe in configs/recipe without .yaml"
         ) from error
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{asked} is not YAML ({' '.join(str(error).split())}); correct it") from error
-    except Exception as error:
-        import yaml
-
-        if not isinstance(error, yaml.YAMLError):
-            raise
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"{asked} is not YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(value, DictConfig) or not ({"rules", "defaults"} & {str(key) for key in value}):
         raise ConfigError(

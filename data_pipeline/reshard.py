@@ -34,14 +34,12 @@ from data_pipeline.reshard_captions import (
     CaptionMode,
     CaptionsStage,
     CaptionWriter,
-    check_captions,
     open_captions,
 )
 from data_pipeline.reshard_copies import (
     WEIGHTS_NAME,
     Copies,
     WeightsStage,
-    check_weights,
     copy_keys,
     numbered,
     open_copies,
@@ -51,7 +49,7 @@ from data_pipeline.select import UIDS_NAME
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 from data_pipeline.stored_images import image_extension
 from data_pipeline.subset import open_uids, order_keys, uid_halves
-from data_pipeline.tables import read_table
+from data_pipeline.tables import read_table, require_columns
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -267,12 +265,13 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
     stages: list[Stage] = []
     weights = captions = None
     if reshard.weights is not None:
-        check_weights(reshard.weights)
+        require_columns("reshard.weights", reshard.weights, ("uid", "weight"))
         settings["weights_sha256"] = sha256_of(reshard.weights)
         weights = step["weights"] / f"{WEIGHTS_NAME}.npy"
         stages.append(WeightsStage("reshard/weights", step["weights"], settings, reshard.weights))
     if reshard.captions:
-        check_captions(reshard.captions)
+        for path in reshard.captions:
+            require_columns("reshard.captions", path, ("uid", "caption"))
         settings["captions_sha256"] = [sha256_of(path) for path in reshard.captions]
         settings["caption_mode"] = reshard.caption_mode.value
         captions = step["captions"]

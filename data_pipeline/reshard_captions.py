@@ -11,17 +11,14 @@ order, reads its own captions and no others.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from crawl2clip.errors import ConfigError, DataError
+from crawl2clip.errors import DataError
 from data_pipeline import storage
 from data_pipeline.reshard_copies import copy_keys, numbered, open_copies
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
@@ -143,25 +140,3 @@ def open_captions(folder: Path, first_key: int, last_key: int, mode: CaptionMode
         for key, uid, captions in rows.select(_SCHEMA.names()).iter_rows():
             found.setdefault((key, uid), []).extend(captions)
     return CaptionWriter(found, mode)
-
-
-def check_captions(paths: Sequence[str]) -> None:
-    """Looks whether files can hold captions, before any work.
-
-    Raises:
-        ConfigError: one is not a parquet file with uid and caption.
-    """
-    for path in paths:
-        try:
-            schema = pq.read_schema(path)
-        except (OSError, pa.ArrowException) as error:
-            raise ConfigError(
-                f"reshard.captions names {path}, which cannot be read as parquet ({str(error).splitlines()[0]}); give "
-                "parquet files with the columns uid and caption"
-            ) from error
-        for column in ("uid", "caption"):
-            if column not in schema.names:
-                raise ConfigError(
-                    f"reshard.captions names {path}, which has no column {column!r} (it has "
-                    f"{', '.join(schema.names[:20])}); give the columns uid and caption"
-                )

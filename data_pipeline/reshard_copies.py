@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crawl2clip.errors import ConfigError, DataError
+from crawl2clip.errors import DataError
 from data_pipeline import storage
 from data_pipeline.stage import Counts, Shard, Stage
 from data_pipeline.subset import chances, count_in_subset, open_uids, split_mix, uid_halves
@@ -117,24 +116,3 @@ class WeightsStage(Stage):
             )
         np.save(temporary / f"{shard.name}.npy", table)
         return Counts(rows_in=len(table), rows_out=len(table))
-
-
-def check_weights(path: str) -> None:
-    """Looks whether a file can hold weights, before any work.
-
-    Raises:
-        ConfigError: it is not a parquet file with uid and weight.
-    """
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ConfigError(
-            f"reshard.weights={path} cannot be read as parquet ({str(error).splitlines()[0]}); give a parquet "
-            "file with the columns uid and weight"
-        ) from error
-    for column in ("uid", "weight"):
-        if column not in schema.names:
-            raise ConfigError(
-                f"reshard.weights={path} has no column {column!r} (it has {', '.join(schema.names[:20])}); give the "
-                "columns uid and weight"
-            )

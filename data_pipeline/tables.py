@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crawl2clip.errors import DataError
+from crawl2clip.errors import ConfigError, DataError
 from data_pipeline import storage
 
 if TYPE_CHECKING:
@@ -108,3 +108,31 @@ def _scan(path: str | Path, columns: Sequence[str], stored_only: bool) -> "pl.La
     if stored_only:
         lazy = lazy.filter(pl.col("status") == "success")
     return lazy.select(columns)
+
+
+def require_columns(setting: str, path: str, columns: Sequence[str]) -> None:
+    """Makes sure that a file which a setting names is a parquet file with these columns, before any work.
+
+    Args:
+        setting: its name, for the message.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = f"give a parquet file with the columns {' and '.join(columns)}"
+    try:
+        found = pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{setting} names {path}, which cannot be read as parquet ({reason}); {wanted}"
+        ) from error
+    for column in columns:
+        if column not in found:
+            has = ", ".join(found[:20])
+            raise ConfigError(
+                f"{setting} names {path}, which has no column {column!r} (it has {has}); {wanted}"
+            )

@@ -84,9 +84,10 @@ class WatermarkNet:
         except DataError:
             raise
         except Exception as error:  # torch raises nearly every kind on files made to break it
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
                 f"the watermark weights {weights.place} are not those of efficientnet_b3a with its head "
-                f"({str(error).splitlines()[0]}); give LAION-5B-WatermarkDetection's watermark_model_v1.pt"
+                f"({reason}); give LAION-5B-WatermarkDetection's watermark_model_v1.pt"
             ) from error
         self._network = network.to(device, memory_format=torch.channels_last).eval()
         self.device, self._precision = device, precision

@@ -5,9 +5,12 @@ import hashlib
 import time
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 from sample_images import image_file, png_bomb
 
+from data_pipeline import decode_process
 from data_pipeline import decoders as decoders_module
 from data_pipeline.decode_process import describe, undescribe
 from data_pipeline.decoders import DecoderLimits, Decoders
@@ -170,3 +173,20 @@ def test_speed_does_not_depend_on_the_order(monkeypatch):
     )
     assert sum(result.status.value == "success" for result in results) == 8
     assert time.monotonic() - started < 60
+
+
+def test_want_of_memory_is_the_files_and_a_fault_of_the_code_is_not():
+    def without_memory(kind):
+        def process(body, config, min_bytes, blurred):
+            if kind == "opencv":
+                cv2.resize(np.zeros((8, 8, 3), np.uint8), (1 << 20, 1 << 20))  # 3 TB
+            raise MemoryError if kind == "python" else TypeError("a fault of ours")
+
+        return process
+
+    for kind in ("opencv", "python"):
+        refused = decode_process._process(b"a file", CONFIG, 0, (), without_memory(kind))
+        assert (refused.status.value, refused.error) == ("decoder_failed", "not enough memory")
+        assert refused.sha256 == hashlib.sha256(b"a file").hexdigest()
+    with pytest.raises(TypeError, match="a fault of ours"):
+        decode_process._process(b"a file", CONFIG, 0, (), without_memory("code"))

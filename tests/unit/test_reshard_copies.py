@@ -160,7 +160,7 @@ def test_captions_do_not_change_the_order_or_anything_else(tmp_path):
         (
             "weights",
             {"uid": UIDS[:1], "w": [1.0]},
-            r"reshard\.weights=.* has no column 'weight' \(it has uid, w\)",
+            r"reshard\.weights names .*, which has no column 'weight' \(it has uid, w\); give a parquet file with",
         ),
         (
             "captions",
