@@ -2,8 +2,8 @@
 
 Ranks are forked from a server that has imported the slow libraries once: a fresh interpreter for every rank of every
 test would spend minutes on imports. A program and its arguments travel by name, so a program lives in a module that
-the ranks can import: not in a test module, whose own name means nothing in another process, but in a file beside it
-whose folder is on `sys.path` while ranks start (ranks take the path over).
+the ranks can import: not in a test module, whose own name means nothing in another process, but in a file of this
+folder, which pytest has on `sys.path` (ranks take the path over).
 """
 
 import itertools

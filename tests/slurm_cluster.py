@@ -141,11 +141,11 @@ class SlurmCluster:
                 os.kill(pid, signal.SIGKILL)
 
     def start_delayed(self) -> None:
-        """Lets what was requeued start at once: Slurm waits two minutes."""
+        """Lets what was requeued start soon, see `restart`."""
         for line in self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
             job, reason = line.split(maxsplit=1)
             if reason == "BeginTime":
-                self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+                self.run("scontrol", "update", f"jobid={job}", "StartTime=now+3")
 
     def states(self) -> dict[str, str]:
         """node -> its state, in sinfo's words."""
@@ -170,13 +170,17 @@ class SlurmCluster:
         )  # fmt: skip
 
     def restart(self, job: str, timeout_s: float = 300) -> None:
-        """Waits until a job has been put back into the queue, and lets it start at once: Slurm waits two minutes."""
+        """Waits until a job has been put back into the queue, and lets it start soon: Slurm waits two minutes.
+
+        Not in the same second: a node takes a credential of the second in which it ended the job for one that is
+        revoked ("Job credential revoked"), and Slurm then gives the job up.
+        """
 
         def waits() -> bool:
             return "PENDING BeginTime" in self.ask("squeue", "-h", "-r", "-j", job, "-o", "%T %r")
 
         self.wait_for(waits, f"job {job} back in the queue", timeout_s)
-        self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=True)
+        self.run("scontrol", "update", f"jobid={job}", "StartTime=now+3", check=True)
 
     def submit(self, command: str, *words: str, **environment: str) -> str:
         """A job's number, by `python -m crawl2clip.submit`, called from another folder than the checkout."""

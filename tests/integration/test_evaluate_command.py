@@ -1,6 +1,5 @@
 """`python -m evaluate` as a user runs it, from the cache, on several ranks, and with things missing."""
 
-import importlib
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate_ranks as ranks
 import pytest
 import torch
 from evaluation_sets import ARCHITECTURE, write_classification, write_retrieval
@@ -123,22 +123,13 @@ def test_a_second_run_takes_features_from_the_cache(place, first, caplog):
     assert numbers(place, "again") == numbers(place, "first")
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    """evaluate_ranks.py under the name that the ranks know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("evaluate_ranks")
-    sys.modules.pop("evaluate_ranks", None)
-
-
 def emoji_suite():
     register("evaluate_schema", EvaluateConfig)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return typed(compose("evaluate", ["suite=emoji", "pretrained=x"]), EvaluateConfig).suite
 
 
-def test_any_number_of_ranks_gives_the_same_bits(place, ranks):
+def test_any_number_of_ranks_gives_the_same_bits(place):
     one, two, three = (
         on_ranks(ranks.scores, size, emoji_suite(), place / "data", place / "export") for size in (1, 2, 3)
     )
@@ -147,7 +138,7 @@ def test_any_number_of_ranks_gives_the_same_bits(place, ranks):
     assert three == one * 3
 
 
-def test_a_corrupt_image_stops_every_rank_unless_it_is_allowed(place, ranks, tmp_path, capsys):
+def test_a_corrupt_image_stops_every_rank_unless_it_is_allowed(place, tmp_path, capsys):
     write_classification(tmp_path / "data" / "emoji_concepts", num_classes=7, per_class=8)
     shard = tmp_path / "data" / "emoji_concepts" / "test" / "1.tar"
     data = bytearray(shard.read_bytes())

@@ -1,11 +1,10 @@
 """A sweep that is killed goes on where it stopped, and ends where it would have ended."""
 
-import importlib
 import logging
 import signal
-import sys
 from pathlib import Path
 
+import evaluate_ranks as ranks
 import pytest
 import torch
 from evaluation_sets import ARCHITECTURE, write_classification, write_retrieval
@@ -18,15 +17,6 @@ from evaluate.config import SuiteConfig
 from evaluate.data.datasets import DatasetConfig, Task
 from evaluate.results import read_results
 from evaluate.tasks.few_shot import FewShotConfig
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """evaluate_ranks.py under the name that the ranks know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("evaluate_ranks")
-    sys.modules.pop("evaluate_ranks", None)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +41,21 @@ SUITE = SuiteConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As on the ranks: how many threads share a product decides how it is rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def files(output: Path) -> dict[str, int]:
     """Every result and when it was written."""
     return {path.name: path.stat().st_mtime_ns for path in output.glob("results/*/*.json")}
 
 
-def test_kill_9_loses_no_finished_result_and_changes_none(place, ranks, caplog):
+def test_kill_9_loses_no_finished_result_and_changes_none(place, caplog):
     caplog.set_level(logging.INFO)
     output = place / "killed"
     arguments = SUITE, place / "data", place / "export", output
@@ -81,7 +80,7 @@ def test_kill_9_loses_no_finished_result_and_changes_none(place, ranks, caplog):
     assert "come from the cache" not in caplog.text  # nothing was even looked up
 
 
-def test_two_ranks_resume_together(place, ranks):
+def test_two_ranks_resume_together(place):
     output = place / "whole"
     arguments = SUITE, place / "data", place / "export", output
     ranks.stored_results(single_process(), *arguments)

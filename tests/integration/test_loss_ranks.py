@@ -1,19 +1,13 @@
 """Losses on 1, 2 and 4 gloo ranks: the mean over ranks and its gradients are those of one big matrix in float64."""
 
-import importlib
 import itertools
-import sys
-from pathlib import Path
 
+import loss_ranks as ranks
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-FOLDER = str(Path(__file__).parent)
-with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.syspath_prepend(FOLDER)
-    ranks = importlib.import_module("loss_ranks")
 Case = ranks.Case
 
 TILES = (1, 3, 5, 64)  # one number at a time, a rest of two, exactly the batch, more than there is
@@ -53,10 +47,7 @@ def measured():
             done[world_size] = dict(zip(cases, ranks.measure(world_size, cases), strict=True))
         return done[world_size][case]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)  # the ranks find the file by it
-        yield get
-    sys.modules.pop("loss_ranks", None)
+    return get
 
 
 def expected(case, size):

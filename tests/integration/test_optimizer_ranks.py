@@ -1,10 +1,7 @@
 """Optimizers and the running average on FSDP2 shards: as on one process, on ranks that share rows unevenly."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
+import optimizer_ranks as ranks
 import pytest
 from gloo_ranks import results_on_ranks
 
@@ -18,16 +15,7 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    """optimizer_ranks.py under the name that the ranks know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("optimizer_ranks")
-    sys.modules.pop("optimizer_ranks", None)
-
-
-@pytest.fixture(scope="module")
-def outcomes(ranks):
+def outcomes():
     """Four ranks over five rows: two, two, one and none. By optimizer and mesh, what each rank found."""
     cases = [
         *((name, options, (4,)) for name, options in OPTIONS.items()),

@@ -1,28 +1,17 @@
 """Checkpoints under SIGKILL, on two ranks and on full disks: what is found afterwards is always whole."""
 
-import importlib
 import random
-import sys
 import time
-from pathlib import Path
 
 import pytest
+import saving_ranks as programs
 
 from train.checkpoints.checkpoint_folder import find_newest, list_checkpoints
 
 NUM_KILLS = 15
 
 
-@pytest.fixture(scope="module")
-def programs():
-    """saving_ranks.py under the name that the processes know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("saving_ranks")
-    sys.modules.pop("saving_ranks", None)
-
-
-def test_kills_at_random_moments_of_a_save(programs, tmp_path):
+def test_kills_at_random_moments_of_a_save(tmp_path):
     """A process that does nothing but save is killed 15 times: nothing that was known to be saved is ever lost."""
     moments = random.Random(0)
     known, newest, torn = 0, 0, 0
@@ -50,7 +39,7 @@ def test_kills_at_random_moments_of_a_save(programs, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in list_checkpoints(tmp_path)}
 
 
-def test_two_ranks_write_and_any_number_reads(programs, tmp_path):
+def test_two_ranks_write_and_any_number_reads(tmp_path):
     ranks = programs.start_ranks(programs.save_steps, 2, tmp_path, [1, 2, 3])
     assert [rank.rest() for rank in ranks] == [[(3, [])], [(3, [])]]
     assert len(list(tmp_path.glob("step_0000003/rank-*"))) == 2
@@ -67,7 +56,7 @@ def test_two_ranks_write_and_any_number_reads(programs, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_killed_between_the_parts_and_the_manifest(programs, tmp_path, victim):
+def test_a_rank_killed_between_the_parts_and_the_manifest(tmp_path, victim):
     ranks = programs.start_ranks(programs.die_before_the_manifest, 2, tmp_path, victim)
     said = [rank.rest() for rank in ranks]
     assert ranks[victim].process.exitcode == -9
@@ -82,7 +71,7 @@ def test_a_rank_killed_between_the_parts_and_the_manifest(programs, tmp_path, vi
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_full_disk_stops_all_ranks_with_one_message(programs, tmp_path, victim):
+def test_one_full_disk_stops_all_ranks_with_one_message(tmp_path, victim):
     ranks = programs.start_ranks(programs.fail_on_one, 2, tmp_path, victim)
     said = [rank.rest() for rank in ranks]
     assert said[0] == said[1]

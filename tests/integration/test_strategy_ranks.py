@@ -1,11 +1,8 @@
 """Every strategy on real gloo ranks: one loss curve, one norm, one state, whatever the spread."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import strategy_ranks as ranks
 from gloo_ranks import results_on_ranks
 
 STEPS = 20
@@ -27,16 +24,7 @@ SPREADS = [
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    """strategy_ranks.py under the name that the ranks know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("strategy_ranks")
-    sys.modules.pop("strategy_ranks", None)
-
-
-@pytest.fixture(scope="module")
-def trained(ranks):
+def trained():
     """What each rank measured over 20 steps, by (strategy, ranks, micro-batches); each is run once."""
     done = {}
 
@@ -84,7 +72,7 @@ def test_a_skipped_step_leaves_every_bit(trained, spread):
 @pytest.mark.parametrize(
     ("name", "world_size"), [("ddp", 2), ("fsdp2", 1), ("fsdp2", 2), ("hsdp", 4), ("zero1", 2), ("zero3", 2)]
 )
-def test_any_strategy_takes_up_a_state_and_gives_it_back_bit_for_bit(ranks, trained, name, world_size):
+def test_any_strategy_takes_up_a_state_and_gives_it_back_bit_for_bit(trained, name, world_size):
     """What one strategy gives back is what all others take, so every pair is covered by way of the one state."""
     saved = trained("ddp", 2, 1)[0]["state"]
     for rank in results_on_ranks(ranks.load_and_train, world_size, name, saved, STEPS, 3):
@@ -93,7 +81,7 @@ def test_any_strategy_takes_up_a_state_and_gives_it_back_bit_for_bit(ranks, trai
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
-def test_running_statistics_are_rank_0s_for_everybody(ranks, name):
+def test_running_statistics_are_rank_0s_for_everybody(name):
     first, second = results_on_ranks(ranks.batch_norm_statistics, 2, name)
     assert not np.array_equal(first["own"], second["own"])
     for rank in (first, second):
@@ -102,7 +90,7 @@ def test_running_statistics_are_rank_0s_for_everybody(ranks, name):
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_fp16_skips_overflows_and_goes_on(ranks, name):
+def test_fp16_skips_overflows_and_goes_on(name):
     for rank in results_on_ranks(ranks.train, 2, name, 8, {"precision": "fp16"}):
         skipped = [norm for norm in rank["norms"] if not np.isfinite(norm)]
         assert rank["scaler"]["scale"] == 65536.0 / 2 ** len(skipped)
@@ -110,7 +98,7 @@ def test_fp16_skips_overflows_and_goes_on(ranks, name):
         assert rank["state"]["optimizer/logit_scale/step"] == 8 - len(skipped)
 
 
-def test_bf16_starts_alike_under_every_strategy(ranks):
+def test_bf16_starts_alike_under_every_strategy():
     """Later steps part: bfloat16 rounds at 1 in 256, and the strategies do not round at the same places."""
     losses = {
         name: results_on_ranks(ranks.train, 2, name, 1, {"precision": "bf16"})[0]["losses"][0]
@@ -131,7 +119,7 @@ def test_bf16_starts_alike_under_every_strategy(ranks):
     ],
     ids=["ddp-static", "fsdp2-offload", "fsdp2-selective", "zero2-offload", "zero3-full"],
 )
-def test_options_change_no_number(ranks, trained, name, settings):
+def test_options_change_no_number(trained, name, settings):
     measured = results_on_ranks(ranks.train, 2, name, 4, settings)[0]
     assert measured["losses"] == pytest.approx(trained(*ALONE)[0]["losses"][:4], abs=TOLERANCE)
     assert measured["norms"] == pytest.approx(trained(*ALONE)[0]["norms"][:4], rel=TOLERANCE)

@@ -1,12 +1,11 @@
 """Training on real gloo processes: the loss and its gradient, equal curves, kills, signals, NaNs, resumes."""
 
-import importlib
 import io
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import train_ranks as ranks
 from gloo_ranks import on_ranks
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -25,15 +24,6 @@ from train.run import exported_step
 from train.stop_signal import STOPPED_EXIT_CODE
 
 MEASURED = ("step", "samples_seen", "loss", "logit_scale", "lr", "grad_norm", "bad_draws")
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """train_ranks.py under the name that the ranks know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("train_ranks")
-    sys.modules.pop("train_ranks", None)
 
 
 def square(shade):
@@ -76,7 +66,7 @@ def settings(shards, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(ranks, settings):
+def unbroken(settings):
     """The settings of a run that nothing disturbed, by number of ranks; each is done once."""
     done = {}
 
@@ -123,7 +113,7 @@ def samples(config):
     return [sorted(map(int, path.read_text().split())) for path in files]
 
 
-def test_two_ranks_one_rank_two_ranks_train_as_one_process_and_draw_each_sample_once(ranks, settings):
+def test_two_ranks_one_rank_two_ranks_train_as_one_process_and_draw_each_sample_once(settings):
     alone, together = settings("alone", *PLAIN), settings("together", *PLAIN)
     for config in (alone, together):
         Path(config.run_folder).mkdir()
@@ -140,14 +130,14 @@ def test_two_ranks_one_rank_two_ranks_train_as_one_process_and_draw_each_sample_
     assert drawn == sorted([*range(7), 8, *range(8, 40)])
 
 
-def test_micro_batches_give_the_curve_of_one_large_one(ranks, settings):
+def test_micro_batches_give_the_curve_of_one_large_one(settings):
     whole, parts = settings("whole", *PLAIN), settings("parts", *PLAIN, "train.accumulation_steps=2")
     assert on_ranks(ranks.train, 2, whole) == on_ranks(ranks.train, 2, parts) == [0, 0]
     close(curve(parts), curve(whole), rel=1e-3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_run_killed_three_times_equals_an_unbroken_one_bit_for_bit(ranks, settings, unbroken, world_size):
+def test_a_run_killed_three_times_equals_an_unbroken_one_bit_for_bit(settings, unbroken, world_size):
     broken = settings(f"killed_{world_size}")
     assert on_ranks(ranks.train_and_die, world_size, broken, 7) == [-9] * world_size
     # A step is read while the next one runs.
@@ -164,7 +154,7 @@ def test_a_run_killed_three_times_equals_an_unbroken_one_bit_for_bit(ranks, sett
     assert saved_steps(broken) == ["step_0000004", "step_0000008", "step_0000012"]
 
 
-def test_scoring_and_a_decoded_cache_on_two_ranks_change_no_step(ranks, settings, tmp_path):
+def test_scoring_and_a_decoded_cache_on_two_ranks_change_no_step(settings, tmp_path):
     (tmp_path / "shades" / "test").mkdir(parents=True)
     with ShardWriter(tmp_path / "shades" / "test" / "0.tar") as writer:
         for label in range(3):
@@ -190,7 +180,7 @@ def test_scoring_and_a_decoded_cache_on_two_ranks_change_no_step(ranks, settings
     assert all(0 <= record["evaluation/shades/zero_shot/acc1"] <= 1 for record in scores)
 
 
-def test_a_signal_to_one_rank_saves_and_stops_all(ranks, settings, unbroken):
+def test_a_signal_to_one_rank_saves_and_stops_all(settings, unbroken):
     stopped = settings("stopped")
     assert on_ranks(ranks.train_and_signal, 2, stopped, 5, 1) == [STOPPED_EXIT_CODE] * 2
     # Received in step 5, told to all in step 6, read while step 7 runs.
@@ -200,7 +190,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(ranks, settings, unbroken):
     assert same_bits(weights(stopped), weights(unbroken(2)))
 
 
-def test_a_nan_on_one_rank_is_skipped_by_all(ranks, settings):
+def test_a_nan_on_one_rank_is_skipped_by_all(settings):
     skipped = settings("skipped")
     assert on_ranks(ranks.train_with_nan, 2, skipped, 7, 1) == [0, 0]
     records = curve(skipped)
@@ -208,7 +198,7 @@ def test_a_nan_on_one_rank_is_skipped_by_all(ranks, settings):
     assert all(torch.isfinite(tensor).all() for tensor in weights(skipped).values())
 
 
-def test_a_nan_on_one_rank_stops_all_and_leaves_the_last_checkpoint_good(ranks, settings, unbroken):
+def test_a_nan_on_one_rank_stops_all_and_leaves_the_last_checkpoint_good(settings, unbroken):
     poisoned = settings("poisoned", "safety=stop")
     outcomes = on_ranks(ranks.train_with_nan, 2, poisoned, 7, 1)
     assert [type(outcome) for outcome in outcomes] == [UnstableError] * 2
@@ -218,7 +208,7 @@ def test_a_nan_on_one_rank_stops_all_and_leaves_the_last_checkpoint_good(ranks, 
     assert curve(poisoned) == curve(unbroken(2))
 
 
-def test_a_nan_on_one_rank_rolls_all_back_and_other_samples_follow(ranks, settings, unbroken):
+def test_a_nan_on_one_rank_rolls_all_back_and_other_samples_follow(settings, unbroken):
     rolled = settings(
         "rolled",
         "safety=roll_back",
@@ -235,7 +225,7 @@ def test_a_nan_on_one_rank_rolls_all_back_and_other_samples_follow(ranks, settin
     assert read_metrics(Path(rolled.run_folder) / "metrics.jsonl")[-1]["roll_backs"] == 1
 
 
-def test_a_nan_before_the_first_checkpoint_leaves_nothing_to_roll_back_to(ranks, settings):
+def test_a_nan_before_the_first_checkpoint_leaves_nothing_to_roll_back_to(settings):
     outcomes = on_ranks(ranks.train_with_nan, 2, settings("early", "safety=roll_back"), 2, 1)
     assert [type(outcome) for outcome in outcomes] == [UnstableError] * 2
     assert "is from before step 2, so there is nothing to roll back to; start again with a lower" in str(
@@ -243,7 +233,7 @@ def test_a_nan_before_the_first_checkpoint_leaves_nothing_to_roll_back_to(ranks,
     )
 
 
-def test_a_curriculum_killed_in_each_stage_equals_an_unbroken_one(ranks, settings):
+def test_a_curriculum_killed_in_each_stage_equals_an_unbroken_one(settings):
     stages = (
         "stages=[{fraction: 0.5, image_size: 16, context_length: 8, text_mask: random}, "
         "{fraction: 0.5, image_size: 32, global_batch_size: 4, lr: 0.001, warmup_steps: 1}]"
@@ -262,7 +252,7 @@ def test_a_curriculum_killed_in_each_stage_equals_an_unbroken_one(ranks, setting
     assert same_bits(weights(broken), weights(whole))
 
 
-def test_a_torn_checkpoint_and_one_of_another_model(ranks, settings, unbroken):
+def test_a_torn_checkpoint_and_one_of_another_model(settings, unbroken):
     config = settings("torn")
     assert on_ranks(ranks.train_and_die, 1, config, 10) == [-9]
     state = Path(config.run_folder) / "checkpoints" / "step_0000008" / "rank-00000-of-00001.safetensors"
@@ -276,7 +266,7 @@ def test_a_torn_checkpoint_and_one_of_another_model(ranks, settings, unbroken):
     assert curve(config) == curve(unbroken(1))
 
 
-def test_a_complete_run_has_nothing_to_do_and_a_longer_one_goes_on(ranks, settings):
+def test_a_complete_run_has_nothing_to_do_and_a_longer_one_goes_on(settings):
     config = settings("complete")
     assert on_ranks(ranks.train, 1, config) == [0]
     before = curve(config)

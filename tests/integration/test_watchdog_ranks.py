@@ -1,23 +1,11 @@
 """Two gloo processes: a rank that is late in data is named before the time-out; norms of shards are whole."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
+import watchdog_ranks as ranks
 from gloo_ranks import on_ranks
 
 
-@pytest.fixture(scope="module")
-def ranks():
-    """watchdog_ranks.py under the name that the ranks know it by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield importlib.import_module("watchdog_ranks")
-    sys.modules.pop("watchdog_ranks", None)
-
-
-def test_a_rank_late_in_data_is_named_before_the_time_out(ranks, tmp_path):
+def test_a_rank_late_in_data_is_named_before_the_time_out(tmp_path):
     waiting, late = on_ranks(ranks.wait_for_a_late_rank, 2, str(tmp_path))
     assert waiting["error"]  # the collective failed, after it was told why it would
     told = waiting["messages"][0]
@@ -34,7 +22,7 @@ def test_a_rank_late_in_data_is_named_before_the_time_out(ranks, tmp_path):
     assert (tmp_path / "heartbeat" / "rank_00001_stacks.txt").read_text().count("wait_for_a_late_rank")
 
 
-def test_norms_of_shards_are_those_of_the_whole_model(ranks):
+def test_norms_of_shards_are_those_of_the_whole_model():
     expected = ranks.whole_norms()
     for found in on_ranks(ranks.sharded_norms, 2):
         assert found == pytest.approx(expected, rel=1e-6)  # float32 sums in another order
