@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A folder for the demo's results; rerunning continues what is there.
 DEMO ?= runs/emoji
+# Tests run in as many processes as there are cores, four at most: each holds about a gigabyte.
+TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test check install clean
 .DELETE_ON_ERROR:
@@ -37,7 +39,7 @@ check: install
 	$(BIN)/pyright
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 clean:
 	rm -rf $(VENV) $(DEMO)
