@@ -19,7 +19,7 @@ from crawl2clip.encoder import Encoder
 from crawl2clip.errors import DataError
 from crawl2clip.logs import progress
 from evaluate.batches import batches_of
-from evaluate.cache import FeatureCache, image_key
+from evaluate.cache import FeatureCache
 from evaluate.data.samples import ImageFault, Split
 from evaluate.data.subset_split import SubsetSplit
 from evaluate.encoded import (
@@ -32,6 +32,7 @@ from evaluate.encoded import (
     known_facts,
     to_arrays,
 )
+from evaluate.feature_keys import image_key
 from evaluate.ranks import all_attempt, main_decides, on_main
 
 _BOUNDARY_BYTES = 64

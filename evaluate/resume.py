@@ -15,9 +15,9 @@ import numpy as np
 
 from crawl2clip.encoder import Encoder
 from crawl2clip.errors import DataError
-from evaluate.cache import model_key, preprocessing_hash, tokenizer_hash
 from evaluate.data.config import TRAINED_TASKS
 from evaluate.data.datasets import EvaluationDataset, Task
+from evaluate.feature_keys import model_key, preprocessing_hash, tokenizer_hash
 from evaluate.features import ImageFeatures
 from evaluate.results import Result, Score, hash_of, read_result, result_path, save_predictions, write_result
 

@@ -15,7 +15,8 @@ from crawl2clip.distributed import World
 from crawl2clip.encoder import Encoder
 from crawl2clip.errors import DataError
 from crawl2clip.logs import progress
-from evaluate.cache import FeatureCache, text_key
+from evaluate.cache import FeatureCache
+from evaluate.feature_keys import text_key
 from evaluate.ranks import all_attempt, gather_rows, main_decides, on_main
 
 

@@ -9,8 +9,9 @@ import pytest
 from evaluation_sets import PlainEncoder, write_classification
 
 from crawl2clip.distributed import single_process
-from evaluate.cache import FeatureCache, image_key, text_key, tokenizer_hash
+from evaluate.cache import FeatureCache
 from evaluate.data.tar_split import TarSplit
+from evaluate.feature_keys import image_key, text_key, tokenizer_hash
 from evaluate.features import encode_images
 from evaluate.subcommands import main, size_of
 

@@ -9,10 +9,11 @@ from torch.utils.data import IterableDataset
 from crawl2clip.distributed import World, single_process
 from crawl2clip.errors import DataError
 from evaluate.batches import batches_of
-from evaluate.cache import FeatureCache, preprocessing_hash
+from evaluate.cache import FeatureCache
 from evaluate.data.benchmark_split import BenchmarkSplit
 from evaluate.data.subset_split import SubsetSplit
 from evaluate.data.tar_split import TarSplit
+from evaluate.feature_keys import preprocessing_hash
 from evaluate.features import _on_a_boundary, encode_images
 
 WORLD = single_process()

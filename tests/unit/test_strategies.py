@@ -3,7 +3,6 @@
 import copy
 import functools
 import importlib.util
-import logging
 import types
 
 import pytest
