@@ -21,7 +21,7 @@ from crawl2clip.schema import CANDIDATE_SCHEMA
 from data_pipeline import native
 from data_pipeline.candidate_columns import CandidateColumns, OfPage, PairLists
 from data_pipeline.packed_pairs import PackedPairs
-from data_pipeline.page import TEXT_SOURCES, ImageLink, PackedImages, Page, language_tag
+from data_pipeline.page import TEXT_SOURCES, ImageLink, PackedImages, Page, language_tag, page_date, too_long
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
@@ -245,6 +245,9 @@ class CandidateWriter:
     def add(self, page: Page, offset: int) -> None:
         """Adds a page's candidates, and counts what becomes of each of its image links."""
         counts, dropped = self.counts, self.counts.dropped
+        if too_long(page.url, page.base_href, self.config.max_url_length):
+            counts.extra[RecordFault.record_long_address.value] += 1
+            return
         base = page_base(page.url, page.base_href)
         if base is None:
             counts.extra[RecordFault.record_no_address.value] += 1
@@ -265,7 +268,7 @@ class CandidateWriter:
             language_tag(page.language),
             page.license,
             offset,
-            clean_text(page.date) if page.date else None,
+            page_date(page.date),
         )
         if isinstance(page.images, PackedImages):
             self._add_packed(page.images, base)
