@@ -34,7 +34,7 @@ from data_pipeline.sources import (
     validate_source,
 )
 from data_pipeline.stage import Counts, Shard
-from data_pipeline.text import clean_text
+from data_pipeline.text import clean_caption, clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import HtmlRecord, read_html_record
 
@@ -232,7 +232,8 @@ class DocumentWriter:
             if isinstance(url, UrlFault):
                 fault = url
                 continue
-            text = clean_text(link.text)[: self.config.max_text_length].rstrip() if link.text else ""
+            clean = clean_caption if link.text_source == "figcaption" else clean_text
+            text = clean(link.text)[: self.config.max_text_length].rstrip() if link.text else ""
             return {
                 "url": url,
                 "text": text or None,

@@ -36,7 +36,7 @@ from data_pipeline.sources import (
     validate_source,
 )
 from data_pipeline.stage import Counts, Shard, Stage
-from data_pipeline.text import clean_text
+from data_pipeline.text import clean_caption, clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import read_warc_page
 from data_pipeline.wat import may_have_images, read_wat_page
@@ -286,7 +286,8 @@ class CandidateWriter:
     def _add_links(self, images: Sequence[ImageLink], base: PageBase) -> None:
         """Adds what image links give; the others are counted as dropped."""
         for address, text, text_source, width_hint, height_hint in images:
-            pair = self._pair(base, address, text)
+            cleaned = clean_caption(text) if text_source == "figcaption" else clean_text(text)
+            pair = self._pair_of(base, address, cleaned)
             if pair is None:
                 continue
             self._pairs.append(*pair, text_source)
@@ -304,8 +305,11 @@ class CandidateWriter:
 
     def _pair(self, base: PageBase, address: str, text: str) -> tuple[str, str] | None:
         """The (url, text) pair of an image link; None if it is dropped, which is counted."""
+        return self._pair_of(base, address, clean_text(text))
+
+    def _pair_of(self, base: PageBase, address: str, text: str) -> tuple[str, str] | None:
+        """The same with a text that is clean."""
         config, dropped = self.config, self.counts.dropped
-        text = clean_text(text)
         if len(text) < config.min_text_length or not text:
             dropped[(TextFault.text_too_short if text else TextFault.no_text).value] += 1
             return None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from crawl_files import PAGE, extract, extract_config, html_record, member, record
 
+from data_pipeline import text
 from data_pipeline.extract import read_pages
 from data_pipeline.html_page import read_html
 from data_pipeline.page import TEXT_SOURCES
@@ -82,6 +83,20 @@ def test_captions_of_figures_serve_images_without_text():
     assert links("<figure><figcaption>Before</figcaption><img src=a title=' ' alt=''></figure>") == [
         ("a", "Before", "figcaption")
     ]
+
+
+def test_a_caption_is_cleaned_once_for_all_images_of_its_figure(tmp_path, monkeypatch):
+    """A page of 50 MB could share out a caption of 25 MB among a million images, hours of cleaning."""
+    cleaned = []
+    monkeypatch.setattr(text, "_fix_text", lambda found: cleaned.append(len(found)) or found)
+    text.clean_caption.cache_clear()
+    caption = "\u00c3\u00a9 " * 200_000
+    html = f"<figure>{'<img src=a.jpg>' * 500}<figcaption>{caption}</figcaption></figure>"
+    rows, counts = run(tmp_path, html_record(html))
+    assert len(rows) == counts.extra["texts_cut"] == 500
+    assert cleaned == [100_000]
+    assert {len(row["text"]) for row in rows} == {2000}
+    text.clean_caption.cache_clear()
 
 
 def test_aria_label_comes_after_what_a_wat_holds_and_before_the_caption():
