@@ -152,7 +152,10 @@ class _Reader:
         return self._http_payload(record)
 
     def _http_payload(self, record: "WarcRecord") -> bytes | RecordFault | None:
-        record.freeze()
+        announced = record.content_length
+        record.freeze()  # after which it says how long it is
+        if record.content_length != announced:
+            return RecordFault.record_damaged  # half a page may lack its opt-out or its licence
         try:
             record.parse_http(auto_decode="transfer")
             headers = record.http_headers

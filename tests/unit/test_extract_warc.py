@@ -1,6 +1,7 @@
 """WARC records: what is found in a page, in any encoding, and what a bad one costs."""
 
 import gzip
+import random
 import zlib
 from pathlib import Path
 
@@ -242,6 +243,19 @@ def test_bad_records_cost_themselves(tmp_path):
     assert len(rows) == 3
     lost = {name: count for name, count in counts.extra.items() if name not in ("pages", "record_damaged")}
     assert lost == {"record_too_large": 1, "record_no_address": 2, "record_long_address": 1}
+
+
+@pytest.mark.parametrize("pack", [member, bytes])
+def test_half_a_page_gives_nothing(tmp_path, pack):
+    """What it says of its use may stand in the other half; the cut is counted once."""
+    filler = random.Random(0).randbytes(40_000).hex()
+    page = f"<img src=a.jpg alt='A nice picture'><p>{filler}</p><meta name=robots content=noai>"
+    data = pack(html_record("<img src=b.jpg alt='Another picture'>")) + pack(html_record(page))
+    path = tmp_path / "x.warc.gz"
+    path.write_bytes(data[:-10_000])
+    rows, counts = extract(path, tmp_path)
+    assert [row["text"] for row in rows] == ["Another picture"]
+    assert counts.extra == {"pages": 1, "file_truncated": 1}
 
 
 def test_what_is_no_page_is_passed_over(tmp_path):
