@@ -21,7 +21,7 @@ from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.schema import DOCUMENT_SCHEMA, document_uid, uid_of
 from data_pipeline.extract import ExtractConfig, ExtractStage
 from data_pipeline.interleave import read_interleaved
-from data_pipeline.page import ImageLink, language_tag
+from data_pipeline.page import ImageLink, language_tag, page_date, too_long
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
@@ -34,7 +34,7 @@ from data_pipeline.sources import (
     validate_source,
 )
 from data_pipeline.stage import Counts, Shard
-from data_pipeline.text import clean_text
+from data_pipeline.text import clean_caption, clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import HtmlRecord, read_html_record
 
@@ -50,6 +50,7 @@ class DocumentFault(str, Enum):
 
     page_opted_out = "page_opted_out"  # the page says noai or noimageai
     page_too_large = "page_too_large"  # more characters or elements than pages for people have
+    long_base = "long_base"  # its <base href> is over extract.max_url_length
     no_text = "no_text"  # its main content has no text
     no_image = "no_image"  # its main content has no image with an address that can be used
 
@@ -152,6 +153,9 @@ class DocumentWriter:
 
     def add(self, found: HtmlRecord, offset: int) -> None:
         """Adds a page's document, or counts why there is none."""
+        if too_long(found.url, None, self.config.max_url_length):
+            self.counts.extra[RecordFault.record_long_address.value] += 1
+            return
         if page_base(found.url, None) is None:
             self.counts.extra[RecordFault.record_no_address.value] += 1
             return
@@ -174,6 +178,8 @@ class DocumentWriter:
         page, items = read
         if page.opted_out:
             return DocumentFault.page_opted_out
+        if too_long(found.url, page.base_href, self.config.max_url_length):
+            return DocumentFault.long_base
         base = page_base(found.url, page.base_href)
         assert base is not None  # `add` has looked
         texts, images = self._aligned(items, base)
@@ -187,7 +193,7 @@ class DocumentWriter:
         return {
             "uid": document_uid(url, parts),
             "page_url": url,
-            "page_date": clean_text(found.date) if found.date else None,
+            "page_date": page_date(found.date),
             "page_language": language_tag(page.language),
             "license": page.license,
             "texts": texts,
@@ -226,7 +232,8 @@ class DocumentWriter:
             if isinstance(url, UrlFault):
                 fault = url
                 continue
-            text = clean_text(link.text)[: self.config.max_text_length].rstrip() if link.text else ""
+            clean = clean_caption if link.text_source == "figcaption" else clean_text
+            text = clean(link.text)[: self.config.max_text_length].rstrip() if link.text else ""
             return {
                 "url": url,
                 "text": text or None,

@@ -21,7 +21,7 @@ from crawl2clip.schema import CANDIDATE_SCHEMA
 from data_pipeline import native
 from data_pipeline.candidate_columns import CandidateColumns, OfPage, PairLists
 from data_pipeline.packed_pairs import PackedPairs
-from data_pipeline.page import TEXT_SOURCES, ImageLink, PackedImages, Page, language_tag
+from data_pipeline.page import TEXT_SOURCES, ImageLink, PackedImages, Page, language_tag, page_date, too_long
 from data_pipeline.records import RecordFault, read_records
 from data_pipeline.sources import (
     CrawlFile,
@@ -36,7 +36,7 @@ from data_pipeline.sources import (
     validate_source,
 )
 from data_pipeline.stage import Counts, Shard, Stage
-from data_pipeline.text import clean_text
+from data_pipeline.text import clean_caption, clean_text
 from data_pipeline.urls import PageBase, UrlFault, join_url, page_base
 from data_pipeline.warc import read_warc_page
 from data_pipeline.wat import may_have_images, read_wat_page
@@ -245,6 +245,9 @@ class CandidateWriter:
     def add(self, page: Page, offset: int) -> None:
         """Adds a page's candidates, and counts what becomes of each of its image links."""
         counts, dropped = self.counts, self.counts.dropped
+        if too_long(page.url, page.base_href, self.config.max_url_length):
+            counts.extra[RecordFault.record_long_address.value] += 1
+            return
         base = page_base(page.url, page.base_href)
         if base is None:
             counts.extra[RecordFault.record_no_address.value] += 1
@@ -265,7 +268,7 @@ class CandidateWriter:
             language_tag(page.language),
             page.license,
             offset,
-            clean_text(page.date) if page.date else None,
+            page_date(page.date),
         )
         if isinstance(page.images, PackedImages):
             self._add_packed(page.images, base)
@@ -283,7 +286,8 @@ class CandidateWriter:
     def _add_links(self, images: Sequence[ImageLink], base: PageBase) -> None:
         """Adds what image links give; the others are counted as dropped."""
         for address, text, text_source, width_hint, height_hint in images:
-            pair = self._pair(base, address, text)
+            cleaned = clean_caption(text) if text_source == "figcaption" else clean_text(text)
+            pair = self._pair_of(base, address, cleaned)
             if pair is None:
                 continue
             self._pairs.append(*pair, text_source)
@@ -301,8 +305,11 @@ class CandidateWriter:
 
     def _pair(self, base: PageBase, address: str, text: str) -> tuple[str, str] | None:
         """The (url, text) pair of an image link; None if it is dropped, which is counted."""
+        return self._pair_of(base, address, clean_text(text))
+
+    def _pair_of(self, base: PageBase, address: str, text: str) -> tuple[str, str] | None:
+        """The same with a text that is clean."""
         config, dropped = self.config, self.counts.dropped
-        text = clean_text(text)
         if len(text) < config.min_text_length or not text:
             dropped[(TextFault.text_too_short if text else TextFault.no_text).value] += 1
             return None

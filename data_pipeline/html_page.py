@@ -19,6 +19,7 @@ _SRCSETS = ("srcset", "data-srcset", "data-lazy-srcset")
 _UNUSABLE_TYPES = ("image/svg+xml", "image/avif", "image/jxl", "image/heic")
 _OWN_TEXTS = ("alt", "title", "aria-label")  # in this order: the first two are what a WAT shows
 _TAGS = frozenset({"html", "base", "meta", "title", "img", "picture", "source", "figure", "figcaption"})
+_MAX_CAPTION_LENGTH = 100_000  # characters; all images of a figure hold it
 _LINK_TAGS = frozenset({"link", "a", "area"})  # read only where a licence may be among them
 # The HTML standard's rules for a dimension: what follows the number is ignored, unless it is a percent sign.
 _DIMENSION = re.compile(r"[\t\n\f\r ]*([0-9]{1,9})(?![0-9])(?:\.[0-9]*)?")
@@ -131,7 +132,7 @@ class _ImageReader:
         elif not tag.is_end:
             self.caption_start = tag.end
         elif self.caption_start and not self.caption:
-            self.caption = text_of(html[self.caption_start : tag.start])
+            self.caption = text_of(html[self.caption_start : tag.start])[:_MAX_CAPTION_LENGTH]
 
     def _read_image(self, attributes: dict[str, str]) -> None:
         """One link for each address of an image: its src, the one loaded lazily, and its largest version."""

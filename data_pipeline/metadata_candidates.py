@@ -98,12 +98,17 @@ def _candidates(
             "url": url,
             "text": text,
             "text_source": TEXT_SOURCE,
-            "page_url": clean_text(page_url) or None if isinstance(page_url, str) else None,
+            "page_url": _page_url(page_url, config.max_url_length),
             "license": creative_commons_license([license]) if isinstance(license, str) else None,
             "crawl_file": label,
             "offset": number,
             "listed": _as_json(dict(zip(kept, values, strict=True))) if kept else None,
         }
+
+
+def _page_url(page_url: Any, max_length: int) -> str | None:
+    """As it is stored; None for what is no text, or longer than any address may be."""
+    return clean_text(page_url) or None if isinstance(page_url, str) and len(page_url) <= max_length else None
 
 
 def _as_json(values: dict[str, Any]) -> str:

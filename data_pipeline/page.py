@@ -18,8 +18,11 @@ shows when it is shared, what the page says about that image, or else the page's
 # page; they bind on the image's own response, see download.opt_out_directives.
 _OPT_OUTS = ("noai", "noimageai")
 _MAX_LANGUAGE_LENGTH = 35  # characters of the longest registered language tag, RFC 5646 section 4.4.1
+_MAX_DATE_LENGTH = 40  # characters; with nanoseconds and a time zone a date has 35
+# What a page says stands beside each of its candidates, so it is of bounded length; a licence's longest is under 60.
 _LICENSE = re.compile(
-    r"https?://(?:www\.)?(creativecommons\.org/(?:licenses|publicdomain)/[a-z0-9.+/_-]+)", re.IGNORECASE
+    r"https?://(?:www\.)?(creativecommons\.org/(?:licenses|publicdomain)/[a-z0-9.+/_-]{1,100})(?![a-z0-9.+/_-])",
+    re.IGNORECASE,
 )
 
 
@@ -136,6 +139,19 @@ def shared_image(properties: dict[str, str], title: str | None, wanted: Collecti
     return ImageLink(url, next((text for text in texts if text and not text.isspace()), ""), "og:image")
 
 
+def too_long(page_url: str, base_href: str | None, max_length: int) -> bool:
+    """Whether the address of a page, or what its relative addresses begin with, is longer than any address may be.
+
+    A page of 50 MB has a million links, and each would be joined with it and stored beside it.
+
+    Args:
+        page_url: as it stands there.
+        base_href: the same; None without one.
+        max_length: characters.
+    """
+    return len(page_url) > max_length or len(base_href or "") > max_length
+
+
 def opts_out(directives: Iterable[str]) -> bool:
     """Whether X-Robots-Tag headers or robots meta tags, meant for everyone, say noai or noimageai."""
     return any(
@@ -157,3 +173,8 @@ def creative_commons_license(addresses: Iterable[str | None]) -> str | None:
 def language_tag(language: str | None) -> str | None:
     """A page's `<html lang>` as it is stored: clean, of bounded length; None when there is none."""
     return clean_text(language)[:_MAX_LANGUAGE_LENGTH].strip() or None if language else None
+
+
+def page_date(date: str | None) -> str | None:
+    """When a page was crawled, as it is stored: clean; None when the file does not say, or nothing like a date."""
+    return clean_text(date) or None if date and len(date) <= _MAX_DATE_LENGTH else None

@@ -38,6 +38,9 @@ class RecordFault(str, Enum):
     record_bad_json = "record_bad_json"  # WAT: not JSON, or nested beyond reason
     record_wrong_form = "record_wrong_form"  # WAT: JSON, but without the keys or types of a WAT record
     record_no_address = "record_no_address"  # the page's address is missing or is not http(s)
+    record_long_address = (
+        "record_long_address"  # the page's address or its base is over extract.max_url_length
+    )
 
 
 def read_records(
@@ -149,7 +152,10 @@ class _Reader:
         return self._http_payload(record)
 
     def _http_payload(self, record: "WarcRecord") -> bytes | RecordFault | None:
-        record.freeze()
+        announced = record.content_length
+        record.freeze()  # after which it says how long it is
+        if record.content_length != announced:
+            return RecordFault.record_damaged  # half a page may lack its opt-out or its licence
         try:
             record.parse_http(auto_decode="transfer")
             headers = record.http_headers

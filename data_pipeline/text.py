@@ -12,7 +12,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 _MAX_DECODINGS = 3
 _INVISIBLE = dict.fromkeys(
@@ -57,6 +57,12 @@ def clean_text(text: str) -> str:
             return tidy
         text = _fix_text(text)
     return " ".join(text.translate(_INVISIBLE).split())
+
+
+@lru_cache(maxsize=1)
+def clean_caption(text: str) -> str:
+    """`clean_text` of a figure's caption, once for all of its images: of them a page may have a million."""
+    return clean_text(text)
 
 
 def _decode_entities(text: str) -> str:

@@ -101,6 +101,10 @@ def known_facts(split: Split) -> list[Facts] | None:
 
 
 def to_arrays(encoded: Encoded, split: Split) -> dict[str, NDArray[Any]]:
+    """What the cache keeps of a split: indices [N], features [N, D], penultimate [N, W] where there are any, and JSON.
+
+    What the split knows without decoding (`known_facts`) is left out, so that one file serves every task and language.
+    """
     rest = {
         "facts": None if known_facts(split) is not None else [list(fact) for fact in encoded.facts],
         "faults": [(index, fault.where, fault.reason) for index, fault in encoded.faults],
@@ -110,6 +114,7 @@ def to_arrays(encoded: Encoded, split: Split) -> dict[str, NDArray[Any]]:
 
 
 def from_arrays(arrays: dict[str, NDArray[Any]], split: Split) -> Encoded:
+    """The inverse of `to_arrays`; what the split knows of its samples is taken from it and not from the arrays."""
     rest, indices = json.loads(str(arrays["rest"])), arrays["indices"]
     known = known_facts(split)
     facts = [known[i] for i in indices] if known is not None else [Facts(*entry) for entry in rest["facts"]]

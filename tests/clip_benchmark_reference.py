@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from clip_benchmark.datasets.builder import build_dataset, image_captions_collate_fn
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from evaluation_sets import ARCHITECTURE, picture
 
 from crawl2clip.encoder import Encoder, encoder_of
@@ -23,6 +25,35 @@ def accuracy(output, target, topk=(1,)):
     predicted = output.topk(max(topk), 1, True, True)[1].t()
     correct = predicted.eq(target.view(1, -1).expand_as(predicted))
     return [correct[:k].reshape(-1).float().sum(0).item() / len(target) for k in topk]
+
+
+def loader_of(folder: Path, encoder: Any, task: str, collate: Any = None) -> Any:
+    """CLIP_benchmark's data set of a webdataset folder and its loader."""
+    dataset = build_dataset("wds/it", root=str(folder), transform=encoder.preprocess, split="test", task=task)
+    return dataset, torch.utils.data.DataLoader(dataset, batch_size=7, collate_fn=collate)
+
+
+def zero_shot_scores(folder: Path, encoder: Any, monkeypatch: Any) -> dict[str, float]:
+    """CLIP_benchmark's acc1, acc5 and mean_per_class_recall.
+
+    Args:
+        folder: a classification set in webdataset layout.
+        encoder: has model, preprocess and tokenizer.
+        monkeypatch: of the test.
+    """
+    dataset, loader = loader_of(folder, encoder, "zeroshot_classification")
+    monkeypatch.setattr(zeroshot_classification, "accuracy", accuracy)
+    return zeroshot_classification.evaluate(
+        encoder.model, loader, encoder.tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
+    )
+
+
+def retrieval_scores(folder: Path, encoder: Any) -> dict[str, float]:
+    """CLIP_benchmark's recall at 1, 5 and 10 in both directions; arguments as `zero_shot_scores`."""
+    _, loader = loader_of(folder, encoder, "zeroshot_retrieval", image_captions_collate_fn)
+    return zeroshot_retrieval.evaluate(
+        encoder.model, loader, encoder.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
 
 
 def probe_without_cuda(monkeypatch: Any) -> ModuleType:

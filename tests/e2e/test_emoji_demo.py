@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import polars as pl
 import pytest
+from clip_benchmark_reference import retrieval_scores, zero_shot_scores
 
 from crawl2clip.schema import array_to_uids
 from crawl2clip.shards import list_shards, raise_fault, read_samples
@@ -100,6 +102,25 @@ def test_the_model_is_open_clips(demo):
     folder, _, _ = demo
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder / 'clip' / 'export'}")
     assert model.visual.image_size in (40, (40, 40))
+
+
+@pytest.mark.slow
+def test_its_scores_are_clip_benchmarks(demo, monkeypatch):
+    """Weights trained on the demo, loaded by open_clip and scored by CLIP_benchmark on the same files."""
+    folder, _, _ = demo
+    export = f"local-dir:{folder / 'clip' / 'export'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(export)
+    tokenizer = open_clip.get_tokenizer(export)
+    encoder = SimpleNamespace(model=model.eval(), preprocess=preprocess, tokenizer=tokenizer)
+    sets = folder / "evaluation"
+    for (dataset, task), theirs in {
+        ("emoji_concepts", "zero_shot"): zero_shot_scores(sets / "emoji_concepts", encoder, monkeypatch),
+        ("emoji_retrieval", "retrieval"): retrieval_scores(sets / "emoji_retrieval", encoder),
+    }.items():
+        (path,) = (folder / "results").glob(f"results/*/{dataset}.{task}.json")
+        ours = json.loads(path.read_text())["metrics"]
+        assert len(theirs) in (3, 6)
+        assert theirs == pytest.approx({name: ours[name]["value"] for name in theirs}, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -1,11 +1,8 @@
 """The same model on the same files through CLIP_benchmark: data, zero-shot and retrieval agree to 1e-6."""
 
-import clip_benchmark.metrics.zeroshot_classification as reference_zero_shot
-import clip_benchmark.metrics.zeroshot_retrieval as reference_retrieval
 import pytest
 import torch
-from clip_benchmark.datasets.builder import build_dataset, image_captions_collate_fn
-from clip_benchmark_reference import accuracy, random_encoder, trained_encoder
+from clip_benchmark_reference import random_encoder, retrieval_scores, trained_encoder, zero_shot_scores
 from evaluation_sets import encoded, picture, write_classification, write_retrieval, write_split
 
 from crawl2clip.distributed import single_process
@@ -27,20 +24,6 @@ def encoder(request, trained):
     return random_encoder() if request.param == "random" else trained
 
 
-def reference_loader(folder, encoder, task, collate=None):
-    dataset = build_dataset("wds/it", root=str(folder), transform=encoder.preprocess, split="test", task=task)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=7, collate_fn=collate)
-    return dataset, loader
-
-
-def reference_scores(folder, encoder, monkeypatch):
-    dataset, loader = reference_loader(folder, encoder, "zeroshot_classification")
-    monkeypatch.setattr(reference_zero_shot, "accuracy", accuracy)
-    return reference_zero_shot.evaluate(
-        encoder.model, loader, encoder.tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
-    )
-
-
 def our_scores(folder, encoder, config):
     opened = open_dataset(folder.name, config, data_root=folder.parent)
     (ours,) = evaluate(encoder, [opened], world=single_process(), show_progress=False)
@@ -49,7 +32,7 @@ def our_scores(folder, encoder, config):
 
 def test_zero_shot_equals_clip_benchmark(tmp_path, encoder, monkeypatch):
     folder = write_classification(tmp_path / "things", num_classes=NUM_CLASSES, per_class=20)
-    expected = reference_scores(folder, encoder, monkeypatch)
+    expected = zero_shot_scores(folder, encoder, monkeypatch)
     ours = our_scores(folder, encoder, ZERO_SHOT)
     assert set(expected) == {"acc1", "acc5", "mean_per_class_recall"}
     for name, value in expected.items():
@@ -71,7 +54,7 @@ def test_classes_of_different_size_and_one_without_samples(tmp_path, encoder, mo
         folder / "test",
         [{"png": encoded(picture(label, i)), "cls": str(label).encode()} for i, label in enumerate(labels)],
     )
-    expected = reference_scores(folder, encoder, monkeypatch)
+    expected = zero_shot_scores(folder, encoder, monkeypatch)
     config = DatasetConfig(tasks=[Task.zero_shot], metric="acc1", allow_empty_classes=True)
     ours = our_scores(folder, encoder, config)
     assert expected["mean_per_class_recall"] != pytest.approx(expected["acc1"], abs=1e-3)
@@ -81,10 +64,7 @@ def test_classes_of_different_size_and_one_without_samples(tmp_path, encoder, mo
 
 def test_retrieval_equals_clip_benchmark(tmp_path, encoder):
     folder = write_retrieval(tmp_path / "told", num_images=30)
-    _, loader = reference_loader(folder, encoder, "zeroshot_retrieval", image_captions_collate_fn)
-    expected = reference_retrieval.evaluate(
-        encoder.model, loader, encoder.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
-    )
+    expected = retrieval_scores(folder, encoder)
     ours = our_scores(folder, encoder, RETRIEVAL)
     assert len(expected) == 6
     assert 0 < expected["image_retrieval_recall@5"] < 1

@@ -148,8 +148,12 @@ def test_other_images_or_another_precision_are_encoded_again(tmp_path, monkeypat
     assert told in caplog.text
     assert again.metrics == before.metrics
     caplog.clear()
-    run_suite(tmp_path, {"things": PROBE}, weights, "precision=bf16", output="bf16")
-    assert told not in caplog.text
+    for precision in ("bf16", "fp16"):
+        (half,) = run_suite(
+            tmp_path, {"things": PROBE}, weights, f"precision={precision}", output=precision
+        ).values()
+        assert told not in caplog.text
+        assert half.precision == precision
     noise_test = [{"png": encoded(picture(9, i)), "cls": str(i % NUM_CLASSES).encode()} for i in range(60)]
     write_split(tmp_path / "noise", noise_test)
     (tmp_path / "noise").replace(tmp_path / "things" / "other")

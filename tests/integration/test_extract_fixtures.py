@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from crawl_files import extract as extract_file
 from crawl_files import extract_config
 from toy_stages import InlineExecutor
 
-from data_pipeline import extract
+from data_pipeline import deduplicate, extract
 from data_pipeline.records import RecordFault
 from data_pipeline.sources import SourceConfig, SourceKind
 from data_pipeline.stage import Counts, read_stats, run_stage
@@ -41,8 +42,12 @@ def stage(tmp_path_factory):
         base_url="https://data.commoncrawl.org", retries=0, backoff_s=0.0,
     )  # fmt: skip
     output_dir = tmp_path_factory.mktemp("fixtures")
-    config = SimpleNamespace(output_dir=str(output_dir), source=source, extract=extract_config())
+    sizes = deduplicate.DeduplicateConfig(rows_per_run=1000, rows_per_shard=1000)
+    config = SimpleNamespace(
+        output_dir=str(output_dir), source=source, extract=extract_config(), deduplicate=sizes
+    )
     made = extract.make_stage(config)  # pyright: ignore[reportArgumentType]
+    made.config_of_all = config  # pyright: ignore[reportAttributeAccessIssue]
     made.report = run_stage(made, InlineExecutor(), max_failed_fraction=0)  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
@@ -78,3 +83,34 @@ def test_the_files_add_up_to_the_stage(stage):
     )  # fmt: skip
     assert total.rows_out > 100
     assert Counter(total.dropped).keys() >= {"no_text"}
+
+
+def test_each_pair_of_the_files_is_kept_once(stage):
+    """Old crawls show the same image on page after page: more than half of the pairs are repeats."""
+    uids = [
+        uid
+        for path in stage.folder.glob("*.parquet")
+        for uid in pq.read_table(path).column("uid").to_pylist()
+    ]
+    *_, shards = steps = deduplicate.make_stages(stage.config_of_all)
+    for step in steps:
+        report = run_stage(step, InlineExecutor(), max_failed_fraction=0)
+    assert report.counts.rows_out == len(set(uids)) < len(uids) / 2
+    (kept,) = shards.folder.glob("*.parquet")
+    assert sorted(pq.read_table(kept).column("uid").to_pylist()) == sorted(set(uids))
+
+
+@pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"{FIXTURES} is missing; put the real crawl files there to run this"
+)
+def test_a_real_file_that_is_cut_off_says_so(tmp_path):
+    """The fixture that is called truncated ends behind a whole record, which no reader could tell from an end."""
+    whole = FIXTURES / "IAH-urls-wget.warc.gz"
+    cut = tmp_path / whole.name
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
+    rows, counts = extract_file(cut, tmp_path)
+    assert {name: count for name, count in counts.extra.items() if name != "pages"} == {"file_truncated": 1}
+    everything, of_whole = extract_file(whole, tmp_path)
+    assert "file_truncated" not in of_whole.extra
+    assert 0 < len(rows) < len(everything)
+    assert rows == everything[: len(rows)]

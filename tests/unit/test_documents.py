@@ -116,13 +116,15 @@ def test_pages_are_dropped_for_a_reason(tmp_path):
         html_record("<nav>Home</nav><img src=a.jpg>"),
         html_record(""),
         html_record(f"<meta name=robots content='noindex, noimageindex'>{good}"),
+        html_record(f"<base href='/{'x' * 100_000}/'>{good}"),
+        html_record(good, url=f"https://example.org/{'x' * 5000}"),
     )
     assert counts.dropped == {
-        "page_opted_out": 2, "page_too_large": 1, "no_image": 2, "no_text": 2,
+        "page_opted_out": 2, "page_too_large": 1, "no_image": 2, "no_text": 2, "long_base": 1,
     }  # fmt: skip
     assert len(rows) == 1
     assert {name: count for name, count in counts.extra.items() if name != "images"} == {
-        "images_data_url": 1, "images_unsupported_scheme": 1, "images_no_url": 1,
+        "images_data_url": 1, "images_unsupported_scheme": 1, "images_no_url": 1, "record_long_address": 1,
     }  # fmt: skip
 
 

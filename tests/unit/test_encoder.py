@@ -75,6 +75,23 @@ def test_captions_cut_to_the_longest_of_a_batch_have_the_features_of_whole_ones(
     assert seen == [(2, ordered[1]), (2, ordered[3]), (1, ordered[4])]
 
 
+@pytest.mark.parametrize(("precision", "digits"), [("bf16", 8), ("fp16", 11)])
+def test_a_lower_precision_moves_features_by_its_rounding(precision, digits):
+    """Of the towers' arithmetic; features are float32 and of unit length in any case."""
+    exact = made()
+    lower = Encoder(exact.model, exact.name, exact.architecture, device="cpu", precision=precision)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for whole, found in (
+        (exact.encode_images(images), lower.encode_images(images)),
+        (exact.encode_texts(CAPTIONS), lower.encode_texts(CAPTIONS)),
+    ):
+        assert found.dtype == torch.float32
+        assert torch.allclose(found.norm(dim=1), torch.ones(len(found)), atol=1e-6)
+        assert (
+            0 < float((found - whole).abs().max()) < 16 * 2.0**-digits
+        )  # two layers of a few roundings each
+
+
 def test_batches_end_where_lengths_rise_and_at_their_size():
     lengths = [3] * 20 + [4] * 20 + [5] * 100 + [9]
     batches = like_lengths(lengths, 64)

@@ -1,12 +1,14 @@
 """WARC records: what is found in a page, in any encoding, and what a bad one costs."""
 
 import gzip
+import random
 import zlib
 from pathlib import Path
 
 import pytest
 from crawl_files import PAGE, extract, extract_config, html_record, member, record
 
+from data_pipeline import text
 from data_pipeline.extract import read_pages
 from data_pipeline.html_page import read_html
 from data_pipeline.page import TEXT_SOURCES
@@ -82,6 +84,20 @@ def test_captions_of_figures_serve_images_without_text():
     assert links("<figure><figcaption>Before</figcaption><img src=a title=' ' alt=''></figure>") == [
         ("a", "Before", "figcaption")
     ]
+
+
+def test_a_caption_is_cleaned_once_for_all_images_of_its_figure(tmp_path, monkeypatch):
+    """A page of 50 MB could share out a caption of 25 MB among a million images, hours of cleaning."""
+    cleaned = []
+    monkeypatch.setattr(text, "_fix_text", lambda found: cleaned.append(len(found)) or found)
+    text.clean_caption.cache_clear()
+    caption = "\u00c3\u00a9 " * 200_000
+    html = f"<figure>{'<img src=a.jpg>' * 500}<figcaption>{caption}</figcaption></figure>"
+    rows, counts = run(tmp_path, html_record(html))
+    assert len(rows) == counts.extra["texts_cut"] == 500
+    assert cleaned == [100_000]
+    assert {len(row["text"]) for row in rows} == {2000}
+    text.clean_caption.cache_clear()
 
 
 def test_aria_label_comes_after_what_a_wat_holds_and_before_the_caption():
@@ -209,14 +225,37 @@ def test_bad_records_cost_themselves(tmp_path):
     broken = html_record(gzip.compress(b"<img>" * 900)[:40] + b"xxxx", headers=("Content-Encoding: gzip",))
     no_address = html_record("<img src=a.jpg alt='A nice picture'>", url="")
     dns = html_record("<img src=a.jpg alt='A nice picture'>", url="dns:example.org")
+    long_base = html_record(f"<base href='/{'x' * 900_000}/'><img src=a.jpg alt='A nice picture'>")
     no_http = record("response", b"\0\1\2 not http")
     rows, counts = run(
-        tmp_path, good, bomb, good, broken, no_address, dns, no_http, good, max_record_bytes=1_000_000
+        tmp_path,
+        good,
+        bomb,
+        good,
+        broken,
+        no_address,
+        dns,
+        long_base,
+        no_http,
+        good,
+        max_record_bytes=1_000_000,
     )
     assert len(rows) == 3
-    assert counts.extra["record_too_large"] == 1
-    assert counts.extra["record_no_address"] == 2
-    assert set(counts.extra) <= {"pages", "record_too_large", "record_no_address", "record_damaged"}
+    lost = {name: count for name, count in counts.extra.items() if name not in ("pages", "record_damaged")}
+    assert lost == {"record_too_large": 1, "record_no_address": 2, "record_long_address": 1}
+
+
+@pytest.mark.parametrize("pack", [member, bytes])
+def test_half_a_page_gives_nothing(tmp_path, pack):
+    """What it says of its use may stand in the other half; the cut is counted once."""
+    filler = random.Random(0).randbytes(40_000).hex()
+    page = f"<img src=a.jpg alt='A nice picture'><p>{filler}</p><meta name=robots content=noai>"
+    data = pack(html_record("<img src=b.jpg alt='Another picture'>")) + pack(html_record(page))
+    path = tmp_path / "x.warc.gz"
+    path.write_bytes(data[:-10_000])
+    rows, counts = extract(path, tmp_path)
+    assert [row["text"] for row in rows] == ["Another picture"]
+    assert counts.extra == {"pages": 1, "file_truncated": 1}
 
 
 def test_what_is_no_page_is_passed_over(tmp_path):

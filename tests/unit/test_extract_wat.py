@@ -178,6 +178,39 @@ def test_records_without_images_are_not_even_decoded(tmp_path):
     assert counts.extra == {}
 
 
+_LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        {"url": f"https://example.org/{_LONG}"},
+        {"head": {"Base": f"/{_LONG}/"}},
+        {"url": f"https://example.org/{_LONG}", "metas": [{"name": "robots", "content": "noai"}]},
+    ],
+)
+def test_a_page_with_an_address_of_a_megabyte_costs_itself(tmp_path, long):
+    """Its address would stand beside each of its candidates: of 3,000 links Arrow could not make a column."""
+    links = [image(f"https://cdn.example/{n}.jpg") for n in range(3000)]
+    path = tmp_path / "x.warc.wat.gz"
+    values = GOOD, wat_value(links, **long), GOOD
+    path.write_bytes(b"".join(member(wat_record(value)) for value in values))
+    rows, counts = extract_both_ways(path, tmp_path)
+    assert len(rows) == counts.rows_in == 2
+    assert counts.extra == {"pages": 3, "record_long_address": 1}
+
+
+def test_what_a_page_says_of_itself_is_of_bounded_length(tmp_path):
+    terms = f"https://creativecommons.org/licenses/by/4.0/{'x' * 100_000}"
+    value = wat_value(
+        [{"path": "A@/href", "url": terms}, image()], metas=[{"name": "HTML@/lang", "content": _LONG}]
+    )
+    value["Envelope"]["WARC-Header-Metadata"]["WARC-Date"] = _LONG
+    (tmp_path / "x.warc.wat.gz").write_bytes(member(wat_record(value)))
+    (row,), _ = extract_both_ways(tmp_path / "x.warc.wat.gz", tmp_path)
+    assert (row["license"], row["page_date"], len(row["page_language"])) == (None, None, 35)
+
+
 def test_a_page_of_many_long_addresses_is_written_in_parts(tmp_path, monkeypatch):
     """A short relative address becomes as long as its page's: a record of 50 MB could become gigabytes."""
     monkeypatch.setattr(extract_module, "_LINKS_AT_ONCE", 100)

@@ -106,11 +106,13 @@ def test_more_columns_that_are_read(tmp_path):
     lines = [
         {"url": "b.jpg", "text": "a relative one", "page_url": "https://h.org/x/page"},
         {"url": "https://h.org/c.jpg", "text": "a bad page", "page_url": 7},
+        {"url": "https://h.org/d.jpg", "text": "a long page", "page_url": "https://h.org/" + "x" * 5000},
     ]
     rows, _ = read(save(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines))))
     assert [(row["url"], row["page_url"]) for row in rows] == [
         ("https://h.org/x/b.jpg", "https://h.org/x/page"),
         ("https://h.org/c.jpg", None),
+        ("https://h.org/d.jpg", None),
     ]
 
 
