@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from crawl2clip.errors import DataError
 from crawl2clip.files import atomic_path, flush_to_disk, read_json, sha256_of, write_json
@@ -19,8 +20,10 @@ from crawl2clip.schema import uids_to_array
 from crawl2clip.shards import MANIFEST_NAME, ShardEntry, read_manifest
 from data_pipeline.blocked import Blocked, sort_blocklists
 from data_pipeline.blocklist import HASH_DIGITS, OF_CONTENT, BlockKind
+from data_pipeline.hidden_pairs import hide_pairs
 from data_pipeline.stage import MANIFEST, STATS_SUFFIX, Counts, Shard, Stage, finished_shards
 from data_pipeline.taggers.hamming import HammingIndex
+from data_pipeline.takedown_documents import images_of, is_documents, rewrite_documents
 from data_pipeline.takedown_files import (
     describe_tar,
     kept_rows,
@@ -38,6 +41,9 @@ DIFF_TABLE, DIFF_UIDS, SUMMARY = "removed.parquet", "removed.uids.npy", "takedow
 # Inputs are marked, so that the frame does not hold them against the manifest of their folder: that of training shards
 # changes in the last step, and a takedown that is killed after it must go on.
 _FILE = "file:"
+MADE_OF_IT = ("reshard", "report", "index")
+"""Folders of a run that a takedown removes: offsets into the old tars, a page with the old pictures, the addresses and
+captions that the explorer shows."""
 _NO_URL = "http://nothing.invalid/"
 _NO_UID = "0" * 32
 _UID = r"^[0-9a-f]{32}$"
@@ -80,7 +86,7 @@ class FindStage(Stage):
             counts.extra["samples_without_metadata"] = int((~frame["read"]).sum())
             judged = _cleaned(frame, columns)
         else:
-            frame = _read_raw(source, columns)
+            frame = _read_table(source, columns)
             judged = frame
         kinds = context.blocked.kinds(judged, context.near)
         hits = np.flatnonzero(kinds >= 0)
@@ -99,9 +105,22 @@ class FindStage(Stage):
         return counts
 
 
-def _read_raw(path: str, columns: list[str]) -> pl.DataFrame:
+def _read_table(path: str, columns: list[str]) -> pl.DataFrame:
+    """uid and columns of a table of pairs, or of the images of documents, and of the documents themselves."""
     try:
-        return pl.scan_parquet(path).select("uid", *columns).collect()
+        scan = pl.scan_parquet(path)
+        names = scan.collect_schema().names()
+        if is_documents(names):
+            documents = scan.select("uid", "images", url=pl.lit(_NO_URL)).collect()
+            frame = pl.concat([images_of(documents), documents.select("uid", "url")])
+            names = frame.columns
+        else:
+            frame = scan
+        if "status" not in names:  # what was never fetched has no hashes
+            frame = frame.with_columns(
+                pl.lit(None, pl.String).alias(name) for name in columns if name not in names
+            )
+        return frame.lazy().select("uid", *columns).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"{path} cannot be read with the columns uid, {', '.join(columns)} ({str(error).splitlines()[0]}); a "
@@ -184,7 +203,9 @@ class RewriteStage(Stage):
         stays = next((kept_rows(path, removed) for path in paths if path.suffix == ".parquet"), None)
         for path in paths:
             target = temporary / f"{shard.name}.{path.name}"
-            if path.suffix == ".parquet":
+            if path.suffix == ".parquet" and is_documents(pq.read_schema(path).names):
+                left = rewrite_documents(path, target, removed)
+            elif path.suffix == ".parquet":
                 own = kept_rows(path, removed)
                 left = 0 if own is None else rewrite_parquet(path, target, own)
             elif path.suffix == ".tar":
@@ -236,9 +257,11 @@ class PutInPlaceStage(Stage):
                         {"file": path, "sha256_before": before[path], "sha256": digest, "bytes": size}
                     )
         self._mend_manifests(changed)
-        for made_of_it in ("reshard", "report"):  # offsets into the old tars; a page with the old pictures
-            shutil.rmtree(self.root / made_of_it, ignore_errors=True)
         table = read_found(self.found).sort("uid", "key")
+        if (self.root / "index").exists():  # an explorer that is open has its files
+            hide_pairs(self.root, table["uid"].drop_nulls().to_list())
+        for made_of_it in MADE_OF_IT:
+            shutil.rmtree(self.root / made_of_it, ignore_errors=True)
         table.write_parquet(temporary / f"{shard.name}.{DIFF_TABLE}")
         np.save(temporary / f"{shard.name}.{DIFF_UIDS}", uids_to_array(table["uid"].drop_nulls()))
         kinds = dict(table["kind"].value_counts().sort("kind").iter_rows())
@@ -324,11 +347,7 @@ def stage_folders(root: Path) -> list[Path]:
     found = []
     for path in sorted(root.rglob(MANIFEST)):
         parts = path.parent.relative_to(root).parts
-        made_again = (
-            not parts
-            or parts[0] in ("reshard", "report", "shards", "documents")
-            or parts[0].startswith("takedown-")
-        )
+        made_again = not parts or parts[0] in ("shards", *MADE_OF_IT) or parts[0].startswith("takedown-")
         if not made_again and ".tmp" not in parts:
             found.append(path.parent)
     return found
