@@ -544,6 +544,8 @@ def test_an_upload_is_embedded(api, made):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        (b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 30, "has 16777216 x 16777216 pixels"),
+        (b"BM" + b"\xff" * 60, "the bmp header says -1 x 1 pixels"),
         (png_bomb(60_000), "has 60000 x 60000 pixels; this server takes 40,000,000 at most"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the upload is svg, not an image"),
         (b"", "of an unknown type"),
@@ -607,6 +609,32 @@ def test_the_page_and_its_files_name_no_other_host(api):
         assert not re.findall(r"""https?://(?!www\.w3\.org/(?:2000/svg|1999/xhtml)\b)\w|["'(]//""", text), (
             path.name
         )
+
+
+def luminance(colour):
+    """Of a colour #rrggbb, as the W3C's accessibility guidelines (WCAG 2.2) define it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_has_the_contrast_that_the_guidelines_ask_for(api):
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", api.get("/style.css").text, re.DOTALL)
+    ]
+    assert len(schemes) == 2  # light and dark
+    pairs = [
+        (text, ground)
+        for text in ("text", "quiet", "accent", "kept", "dropped")
+        for ground in ("page", "surface")
+    ]
+    for scheme in schemes:
+        for text, ground in [*pairs, ("on-accent", "accent"), ("text", "warn")]:
+            low, high = sorted(luminance(scheme[name]) for name in (text, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
 
 
 def test_openapi_describes_every_route(api):
