@@ -27,11 +27,11 @@ from crawl2clip.files import read_json, sha256_of
 from crawl2clip.logs import setup_logging
 from crawl2clip.shards import MANIFEST_NAME, read_manifest
 from data_pipeline.blocklist_files import check_blocklists
-from data_pipeline.executors.local import LocalExecutor
+from data_pipeline.executors import executor_of_command
 from data_pipeline.stage import MANIFEST, Executor, Stage, finished_shards, run_stage
 from data_pipeline.taggers.hamming import MAX_RADIUS
+from data_pipeline.takedown_find import FindStage
 from data_pipeline.takedown_steps import (
-    FindStage,
     PutInPlaceStage,
     RewriteStage,
     stage_folders,
@@ -105,7 +105,7 @@ def main(words: Sequence[str]) -> int:
     setup_logging()
     try:
         stages = make_stages(Path(asked.data), asked.blocklist, asked.name, asked.phash_distance)
-        kinds = take_down(stages, LocalExecutor(num_workers=asked.workers, retries=1, shard_timeout_s=36_000))
+        kinds = take_down(stages, executor_of_command(asked.workers))
     except Crawl2ClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

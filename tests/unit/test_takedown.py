@@ -430,8 +430,12 @@ def test_the_command_counts_and_never_repeats_an_entry(tmp_path, listed, capfd):
     assert "bad.org" not in every
 
 
-def test_what_cannot_be_taken_down_is_said(tmp_path, listed):
+def test_what_cannot_be_taken_down_is_said(tmp_path, listed, capsys):
     path, _ = listed
+    make_run(tmp_path / "run")
+    words = [str(tmp_path / "run"), "--blocklist", path, "--name", "x", "--workers", "0"]
+    assert main(words) == 2
+    assert "--workers is 0; give 1 or more processes" in capsys.readouterr().err
     with pytest.raises(
         DataError, match=r"is not a data set: it has neither raw/ of a run nor a manifest\.json"
     ):
