@@ -156,7 +156,9 @@ def _require_sentence_transformers(text_model: str) -> None:
 class TextTower(Protocol):
     """Captions in, L2-normalised float32 [N, D] features out; an open_clip `Encoder` is one."""
 
-    def encode_texts(self, texts: Sequence[str]) -> "torch.Tensor": ...
+    def encode_texts(self, texts: Sequence[str]) -> "torch.Tensor":
+        """Features of captions, float32 [N, D] on the CPU, L2-normalised."""
+        ...
 
 
 class SentenceTextTower:

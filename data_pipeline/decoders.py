@@ -166,6 +166,7 @@ class _Decoder(asyncio.Protocol):
         self.connecting = self.loop.create_task(self.loop.create_unix_connection(lambda: self, sock=ours))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The process is there: tells it its limits."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
         self.transport.write(FRAME.pack(len(self.owner.greeting), 0) + self.owner.greeting)
 
@@ -191,6 +192,7 @@ class _Decoder(asyncio.Protocol):
         self.end()
 
     def data_received(self, data: bytes) -> None:
+        """Gives each whole answer to the job that waits for it; a process whose answer makes no sense is ended."""
         self.buffer += data
         while len(self.buffer) >= FRAME.size:
             num_described, num_data = FRAME.unpack_from(self.buffer)
@@ -219,6 +221,7 @@ class _Decoder(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The process has ended: the file it was at is to blame, the others go to another process."""
         if self.timer is not None:
             self.timer.cancel()
         if self.owner.closed:

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from crawl2clip.errors import ConfigError, Crawl2ClipError, DataError
+from crawl2clip.errors import Crawl2ClipError, DataError
 from crawl2clip.files import atomic_path, read_json
 from crawl2clip.logs import setup_logging
 from data_pipeline.embeddings import image_name, read_embeddings, text_name, uids_name
-from data_pipeline.executors.local import LocalExecutor
+from data_pipeline.executors import executor_of_command
 from data_pipeline.select import UIDS_NAME
 from data_pipeline.stage import (
     MANIFEST,
@@ -246,10 +246,9 @@ def main(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     setup_logging()
     try:
-        if asked.workers < 1:
-            raise ConfigError(f"--workers is {asked.workers}; give 1 or more processes")
-        executor = LocalExecutor(num_workers=asked.workers, retries=1, shard_timeout_s=36_000)
-        rows = export(ExportForm(asked.form), Path(asked.run), Path(asked.output), executor)
+        rows = export(
+            ExportForm(asked.form), Path(asked.run), Path(asked.output), executor_of_command(asked.workers)
+        )
     except Crawl2ClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

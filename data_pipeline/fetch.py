@@ -332,10 +332,12 @@ class _TaskClock:
         self.end = float("inf")
 
     def start(self) -> None:
+        """Starts it, unless it runs already."""
         if self.end == float("inf"):
             self.end = asyncio.get_running_loop().time() + self._seconds
 
     def left_s(self) -> float:
+        """Seconds that are left; below 0 when it is over."""
         return min(self._seconds, self.end - asyncio.get_running_loop().time())
 
 

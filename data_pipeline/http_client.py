@@ -138,6 +138,7 @@ class HttpClient:
             self._timer = self.loop.call_later(milliseconds / 1000, self.act, pycurl.SOCKET_TIMEOUT, 0)
 
     def act(self, descriptor: int, what: int) -> None:
+        """Lets libcurl act on a socket that is ready, or on its timer, and ends the transfers that are done."""
         self._multi.socket_action(descriptor, what)
         while True:
             waiting, done, failed = self._multi.info_read()

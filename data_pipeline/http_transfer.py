@@ -55,6 +55,7 @@ class Permits:
         self.waiting: deque[Transfer] = deque()
 
     def take(self, transfer: "Transfer") -> bool:
+        """Whether the transfer may read on; if not, it waits in line."""
         if self.left == 0:
             self.waiting.append(transfer)
             return False
@@ -62,6 +63,7 @@ class Permits:
         return True
 
     def give(self) -> None:
+        """Gives one back; the first in line goes on."""
         self.left += 1
         while self.waiting and self.left:
             self.waiting.popleft().go_on()
@@ -81,6 +83,15 @@ class Transfer:
     def begin(
         self, target: Target, addresses: list[str], wanted: WantedBytes, started: float, deadline: float
     ) -> None:
+        """Sets the handle up for a request.
+
+        Args:
+            target: the address.
+            addresses: of its host, checked; the only ones that are connected to. Empty for a host that is one.
+            wanted: how much of a body is read, by its header.
+            started: loop time.
+            deadline: loop time.
+        """
         self.deadline = deadline
         self.future: asyncio.Future[Response] = self.client.loop.create_future()
         self.wanted = wanted
@@ -102,6 +113,7 @@ class Transfer:
         self.curl.setopt(pycurl.RESOLVE, pins)
 
     def end(self) -> None:
+        """Gives back what the transfer holds, or its place in line."""
         if self.paused and self in self.client.permits.waiting:
             self.client.permits.waiting.remove(self)
         if self.permit:

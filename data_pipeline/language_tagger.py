@@ -1,17 +1,14 @@
-"""The language tagger: which language each stored caption is in, and which of LAION's three buckets that makes.
+"""The language tagger: which language each stored caption is in, and which of LAION's three buckets that makes."""
 
-For each raw shard it writes `NAME.parquet`, one row for each stored pair in the order of the raw parquet.
-"""
-
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from data_pipeline.caption_stage import CaptionStage
 from data_pipeline.language import Detector, LanguageDetector, bucket, make_detector
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
-from data_pipeline.tables import read_table
 
 LANGUAGE_COLUMNS: dict[str, Any] = {
     "language": pl.String,  # ISO 639 code of the best guess; null for a text without letters
@@ -23,41 +20,25 @@ LANGUAGE_COLUMNS: dict[str, Any] = {
 
 
 @dataclass
-class LanguageStage(Stage):
+class LanguageStage(CaptionStage):
     """Tags raw shards with the language of their captions."""
 
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    raw: Path  # the download stage's folder
     detector: LanguageDetector
     min_probability: float  # 0 to 1; below it a text is in the bucket `unknown`
-
-    def shards(self) -> list[Shard]:
-        """One for each complete raw shard."""
-        return [Shard(name, (str(self.raw / f"{name}.parquet"),)) for name in finished_shards(self.raw)]
+    columns = LANGUAGE_COLUMNS
 
     def setup(self) -> Detector:
         """Loads the language model."""
         return make_detector(self.detector)
 
-    def run(self, context: Detector, shard: Shard, temporary: Path) -> Counts:
-        """Tags one raw shard."""
-        pairs = read_table(shard.inputs[0], ["uid", "text"], stored_only=True)
-        found = context.detect(pairs["text"].to_list())
+    def tag(self, context: Detector, texts: list[str]) -> tuple[dict[str, Sequence[Any]], Counter[str]]:
+        """The columns; pairs are counted by bucket."""
+        found = context.detect(texts)
         buckets = [bucket(detection, self.min_probability).value for detection in found]
-        tags = pl.DataFrame(
-            {
-                "uid": pairs["uid"],
-                "language": [detection.language for detection in found],
-                "language_probability": [detection.probability for detection in found],
-                "language_reliable": [detection.is_reliable for detection in found],
-                "language_bucket": buckets,
-            },
-            schema={"uid": pl.String, **LANGUAGE_COLUMNS},
-        )
-        tags.write_parquet(temporary / f"{shard.name}.parquet")
-        counts = Counts(rows_in=len(pairs), rows_out=len(tags))
-        for name in buckets:
-            counts.extra[f"language_{name}"] += 1
-        return counts
+        values = {
+            "language": [detection.language for detection in found],
+            "language_probability": [detection.probability for detection in found],
+            "language_reliable": [detection.is_reliable for detection in found],
+            "language_bucket": buckets,
+        }
+        return values, Counter(f"language_{name}" for name in buckets)

@@ -124,6 +124,11 @@ class _System:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="dns")
 
     async def addresses(self, host: str) -> list[str]:
+        """A host's addresses, as texts.
+
+        Raises:
+            socket.gaierror: it has none, or they cannot be told now.
+        """
         try:
             found = await asyncio.get_running_loop().run_in_executor(
                 self._threads,
@@ -136,6 +141,7 @@ class _System:
         return [str(address[0]) for *_, address in found]
 
     def close(self) -> None:
+        """Ends lookups, without waiting for them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -148,6 +154,11 @@ class _NameServers:
         self._resolver = aiodns.DNSResolver(nameservers=list(nameservers), rotate=True, timeout=3.0, tries=3)
 
     async def addresses(self, host: str) -> list[str]:
+        """A host's addresses, as texts.
+
+        Raises:
+            socket.gaierror: it has none, or they cannot be told now.
+        """
         from aiodns.error import DNSError
 
         try:
@@ -160,6 +171,7 @@ class _NameServers:
         return [_text(node.addr[0]) for node in found.nodes]
 
     def close(self) -> None:
+        """Ends lookups."""
         self._resolver.cancel()
 
 

@@ -249,11 +249,15 @@ def read_decisions(output_dir: str | Path) -> pl.DataFrame:
     Raises:
         DataError: the select stage has not run.
     """
+    return pl.read_parquet(_decisions_file(output_dir))
+
+
+def _decisions_file(output_dir: str | Path) -> Path:
     path = Path(output_dir) / "subset" / DECISIONS_NAME
     if not storage.exists(path):
-        raise DataError(f"{path} is missing; run stage=select")
+        raise DataError(f"{path} is missing; run stage=select first")
     storage.fetch(path)
-    return pl.read_parquet(path)
+    return path
 
 
 def iter_decisions(output_dir: str | Path) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -262,12 +266,8 @@ def iter_decisions(output_dir: str | Path) -> Iterator[tuple[str, pl.DataFrame]]
     Raises:
         DataError: the select stage has not run.
     """
-    path = Path(output_dir) / "subset" / DECISIONS_NAME
-    if not storage.exists(path):
-        raise DataError(f"{path} is missing; run stage=select before stage=report")
-    storage.fetch(path)
     held: list[pl.DataFrame] = []
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(_decisions_file(output_dir)) as file:
         for number in range(file.num_row_groups):
             rows = pl.DataFrame(pl.from_arrow(file.read_row_group(number)))
             rows = rows.with_columns(pl.col("shard", "reason").cast(pl.String))

@@ -32,6 +32,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
+        """The request that follows a redirect.
+
+        Raises:
+            Refused: it leads to another scheme.
+        """
         allowed = ("https://",) if req.type == "https" else ("https://", "http://")
         if not newurl.lower().startswith(allowed):
             raise Refused(f"the server sends on to {newurl}, and only {' and '.join(allowed)} may follow")
@@ -39,6 +44,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
     def http_error_308(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """As the other redirects."""
         return self.http_error_302(req, fp, code, msg, headers)
 
 

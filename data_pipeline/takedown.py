@@ -12,12 +12,12 @@ mended. What was taken out is counted by kind. In `takedown-NAME/`:
 - `diff.removed.parquet`: uid, key, kind, shard. No url, text or hash.
 - `diff.takedown.json`: counts, and the checksums of every changed file before and after.
 
-A takedown that is killed goes on when it is run again. Of a run, `reshard/` and `report/` are removed, since they are
-made of what has changed; `stage=report` makes the page anew.
+Pairs that were never fetched, and images of interleaved documents, have no hashes of content: they are found by uid,
+url and host alone. A takedown that is killed goes on when it is run again. Of a run, `reshard/`, `report/` and `index/`
+are removed, since they are made of what has changed; `stage=report` and `stage=index` make them anew.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,19 +27,17 @@ from crawl2clip.files import read_json, sha256_of
 from crawl2clip.logs import setup_logging
 from crawl2clip.shards import MANIFEST_NAME, read_manifest
 from data_pipeline.blocklist_files import check_blocklists
-from data_pipeline.executors.local import LocalExecutor
-from data_pipeline.stage import Executor, Stage, finished_shards, run_stage
+from data_pipeline.executors import executor_of_command
+from data_pipeline.stage import MANIFEST, Executor, Stage, finished_shards, run_stage
 from data_pipeline.taggers.hamming import MAX_RADIUS
+from data_pipeline.takedown_find import FindStage
 from data_pipeline.takedown_steps import (
-    FindStage,
     PutInPlaceStage,
     RewriteStage,
     stage_folders,
     units_of_shards,
     units_of_stage,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def make_stages(root: Path, blocklist: Sequence[str], name: str, phash_distance: int) -> list[Stage]:
@@ -55,13 +53,12 @@ def make_stages(root: Path, blocklist: Sequence[str], name: str, phash_distance:
         raise ConfigError(f"--phash-distance is {phash_distance}; give 0 to {MAX_RADIUS} bits of 64")
     check_blocklists(list(blocklist), "--blocklist")
     raw = root / "raw"
-    if (raw / "manifest.json").is_file():
+    if (raw / MANIFEST).is_file():
         sources = [(shard, str(raw / f"{shard}.parquet")) for shard in finished_shards(raw)]
-        if (root / "documents").exists():
-            logger.warning(
-                "%s is left as it is: a takedown does not reach into interleaved documents",
-                root / "documents",
-            )
+        # Pairs that were never fetched are in no raw shard, and an image of a document may be no pair at all.
+        for folder in (root / "candidates", root / "documents"):
+            shards = finished_shards(folder) if (folder / MANIFEST).is_file() else []
+            sources += [(f"{folder.name}-{shard}", str(folder / f"{shard}.parquet")) for shard in shards]
         units = [unit for folder in stage_folders(root) for unit in units_of_stage(root, folder)]
         if (root / "shards" / MANIFEST_NAME).is_file():
             units += units_of_shards(root / "shards")
@@ -108,7 +105,7 @@ def main(words: Sequence[str]) -> int:
     setup_logging()
     try:
         stages = make_stages(Path(asked.data), asked.blocklist, asked.name, asked.phash_distance)
-        kinds = take_down(stages, LocalExecutor(num_workers=asked.workers, retries=1, shard_timeout_s=36_000))
+        kinds = take_down(stages, executor_of_command(asked.workers))
     except Crawl2ClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

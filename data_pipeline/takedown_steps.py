@@ -1,26 +1,22 @@
-"""The steps of a takedown: find the rows, write what holds them anew, put it in place. See `data_pipeline.takedown`."""
+"""The later steps of a takedown: write what holds the rows anew, put it in place. See `data_pipeline.takedown`."""
 
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
+import pyarrow.parquet as pq
 
-from crawl2clip.errors import DataError
 from crawl2clip.files import atomic_path, flush_to_disk, read_json, sha256_of, write_json
 from crawl2clip.schema import uids_to_array
 from crawl2clip.shards import MANIFEST_NAME, ShardEntry, read_manifest
-from data_pipeline.blocked import Blocked, sort_blocklists
-from data_pipeline.blocklist import HASH_DIGITS, OF_CONTENT, BlockKind
+from data_pipeline.hidden_pairs import hide_pairs
 from data_pipeline.stage import MANIFEST, STATS_SUFFIX, Counts, Shard, Stage, finished_shards
-from data_pipeline.taggers.hamming import HammingIndex
+from data_pipeline.takedown_documents import is_documents, rewrite_documents
 from data_pipeline.takedown_files import (
     describe_tar,
     kept_rows,
@@ -29,103 +25,12 @@ from data_pipeline.takedown_files import (
     rewrite_parquet,
     rewrite_tar,
 )
-from data_pipeline.urls import page_base
+from data_pipeline.takedown_find import FILE_MARK, read_found
 
-REMOVED = pl.Schema({"uid": pl.String, "key": pl.String, "kind": pl.String, "shard": pl.String})
-"""A row that goes: its uid (null where a sample has none), its key, the kind of entry that named it, and where it was
-found. Nothing of its content."""
 DIFF_TABLE, DIFF_UIDS, SUMMARY = "removed.parquet", "removed.uids.npy", "takedown.json"
-# Inputs are marked, so that the frame does not hold them against the manifest of their folder: that of training shards
-# changes in the last step, and a takedown that is killed after it must go on.
-_FILE = "file:"
-_NO_URL = "http://nothing.invalid/"
-_NO_UID = "0" * 32
-_UID = r"^[0-9a-f]{32}$"
-
-
-class _Lists(NamedTuple):
-    blocked: Blocked
-    near: HammingIndex
-    folder: ExitStack  # keeps the sorted lists
-
-
-@dataclass
-class FindStage(Stage):
-    """Finds the rows that the lists name, in one table or tar at a time."""
-
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    sources: list[tuple[str, str]]  # (shard name, table of a raw shard or tar of training samples)
-    blocklist: tuple[str, ...]
-    phash_distance: int
-
-    def shards(self) -> list[Shard]:
-        """One for each source."""
-        return [Shard(name, (f"{_FILE}{path}",)) for name, path in self.sources]
-
-    def setup(self) -> _Lists:
-        """The lists, sorted."""
-        stack = ExitStack()
-        folder = stack.enter_context(TemporaryDirectory())
-        blocked = sort_blocklists(self.blocklist, Path(folder))
-        return _Lists(blocked, blocked.near(self.phash_distance), stack)
-
-    def run(self, context: _Lists, shard: Shard, temporary: Path) -> Counts:
-        """Writes the rows found."""
-        source, counts = shard.inputs[0].removeprefix(_FILE), Counts()
-        columns = context.blocked.columns
-        if source.endswith(".tar"):
-            frame = describe_tar(Path(source), [*columns, "uid"] if "uid" not in columns else columns)
-            counts.extra["samples_without_metadata"] = int((~frame["read"]).sum())
-            judged = _cleaned(frame, columns)
-        else:
-            frame = _read_raw(source, columns)
-            judged = frame
-        kinds = context.blocked.kinds(judged, context.near)
-        hits = np.flatnonzero(kinds >= 0)
-        names = [kind.value for kind in BlockKind]
-        found = frame.select(
-            pl.when(pl.col("uid").str.contains(_UID)).then("uid"),
-            key=pl.col("key") if "key" in frame else "uid",
-        )[hits]
-        found = found.with_columns(
-            kind=pl.Series([names[kind] for kind in kinds[hits]], dtype=pl.String), shard=pl.lit(shard.name)
-        )
-        found.cast(dict(REMOVED)).write_parquet(temporary / f"{shard.name}.parquet")  # pyright: ignore[reportArgumentType]
-        counts.rows_in, counts.rows_out = len(frame), len(frame) - len(hits)
-        for kind in kinds[hits]:
-            counts.dropped[f"blocked_{names[kind]}"] += 1
-        return counts
-
-
-def _read_raw(path: str, columns: list[str]) -> pl.DataFrame:
-    try:
-        return pl.scan_parquet(path).select("uid", *columns).collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(
-            f"{path} cannot be read with the columns uid, {', '.join(columns)} ({str(error).splitlines()[0]}); a "
-            "takedown needs every table: restore the file, or remove its whole shard, and run it again"
-        ) from error
-
-
-def _cleaned(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """What strangers' metadata say, in the forms that lists are compared with."""
-    cleaned = frame.with_columns(
-        pl.when(pl.col("uid").str.contains(_UID)).then("uid").otherwise(pl.lit(_NO_UID)).alias("uid"),
-        *[
-            pl.when(pl.col(kind.value).str.contains(rf"^[0-9a-fA-F]{{{HASH_DIGITS[kind]}}}$")).then(
-                pl.col(kind.value).str.to_lowercase()
-            )
-            for kind in OF_CONTENT
-            if kind.value in columns
-        ],
-    )
-    if "url" in columns:
-        bases = [page_base(url, None) if url else None for url in frame["url"]]
-        urls = [_NO_URL if base is None else base.href.partition("#")[0] for base in bases]
-        cleaned = cleaned.with_columns(url=pl.Series(urls, dtype=pl.String))
-    return cleaned
+MADE_OF_IT = ("reshard", "report", "index")
+"""Folders of a run that a takedown removes: offsets into the old tars, a page with the old pictures, the addresses and
+captions that the explorer shows."""
 
 
 class Unit(NamedTuple):
@@ -168,7 +73,7 @@ class RewriteStage(Stage):
     def shards(self) -> list[Shard]:
         """One for each unit."""
         return [
-            Shard(unit.name, tuple(f"{_FILE}{unit.folder}/{name}" for name in unit.files))
+            Shard(unit.name, tuple(f"{FILE_MARK}{unit.folder}/{name}" for name in unit.files))
             for unit in self.units
         ]
 
@@ -180,11 +85,13 @@ class RewriteStage(Stage):
     def run(self, context: set[str], shard: Shard, temporary: Path) -> Counts:
         """Writes those files that change."""
         removed, counts = context, Counts()
-        paths = [Path(path.removeprefix(_FILE)) for path in shard.inputs]
+        paths = [Path(path.removeprefix(FILE_MARK)) for path in shard.inputs]
         stays = next((kept_rows(path, removed) for path in paths if path.suffix == ".parquet"), None)
         for path in paths:
             target = temporary / f"{shard.name}.{path.name}"
-            if path.suffix == ".parquet":
+            if path.suffix == ".parquet" and is_documents(pq.read_schema(path).names):
+                left = rewrite_documents(path, target, removed)
+            elif path.suffix == ".parquet":
                 own = kept_rows(path, removed)
                 left = 0 if own is None else rewrite_parquet(path, target, own)
             elif path.suffix == ".tar":
@@ -236,9 +143,11 @@ class PutInPlaceStage(Stage):
                         {"file": path, "sha256_before": before[path], "sha256": digest, "bytes": size}
                     )
         self._mend_manifests(changed)
-        for made_of_it in ("reshard", "report"):  # offsets into the old tars; a page with the old pictures
-            shutil.rmtree(self.root / made_of_it, ignore_errors=True)
         table = read_found(self.found).sort("uid", "key")
+        if (self.root / "index").exists():  # an explorer that is open has its files
+            hide_pairs(self.root, table["uid"].drop_nulls().to_list())
+        for made_of_it in MADE_OF_IT:
+            shutil.rmtree(self.root / made_of_it, ignore_errors=True)
         table.write_parquet(temporary / f"{shard.name}.{DIFF_TABLE}")
         np.save(temporary / f"{shard.name}.{DIFF_UIDS}", uids_to_array(table["uid"].drop_nulls()))
         kinds = dict(table["kind"].value_counts().sort("kind").iter_rows())
@@ -313,22 +222,12 @@ def _replace(new: Path, old: Path) -> None:
     flush_to_disk(old.parent)
 
 
-def read_found(folder: Path) -> pl.DataFrame:
-    """All rows that were found, each once: the first kind that named it."""
-    frames = [pl.read_parquet(folder / f"{name}.parquet") for name in finished_shards(folder)]
-    return pl.concat([REMOVED.to_frame(), *frames]).unique(["uid", "key"], keep="first", maintain_order=True)
-
-
 def stage_folders(root: Path) -> list[Path]:
     """The folders of stages below a run's, those that are made again after a takedown left out."""
     found = []
     for path in sorted(root.rglob(MANIFEST)):
         parts = path.parent.relative_to(root).parts
-        made_again = (
-            not parts
-            or parts[0] in ("reshard", "report", "shards", "documents")
-            or parts[0].startswith("takedown-")
-        )
+        made_again = not parts or parts[0] in ("shards", *MADE_OF_IT) or parts[0].startswith("takedown-")
         if not made_again and ".tmp" not in parts:
             found.append(path.parent)
     return found

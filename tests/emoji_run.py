@@ -25,6 +25,9 @@ from data_pipeline.stage import run_stage
 from data_pipeline.tag import TagConfig
 from examples.emoji.concepts import load_concepts, on_white
 
+HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
+"""The caption of the last English pair, whose page has an address that runs code."""
+
 THEMES = ("cat-face", "food-fruit", "transport-ground", "sky-weather", "music", "tool")
 ARCHITECTURE = {
     "embed_dim": 64,
@@ -47,7 +50,7 @@ def is_cat(text):
     return any(word in text.lower() for word in ("cat", "kat", "kater"))
 
 
-def train(folder):
+def train(folder, steps=STEPS):
     """An export of a small CLIP that knows `concepts()` by their English and German names; some 10 CPU seconds."""
     torch.manual_seed(0)
     config = ModelConfig(name="emoji-test", architecture=ARCHITECTURE)
@@ -63,7 +66,7 @@ def train(folder):
     optimizer = torch.optim.AdamW(learning, lr=3e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(0)
     model.train()
-    for _ in range(STEPS):
+    for _ in range(steps):
         drawn = torch.randperm(len(chosen), generator=generator)[:PER_STEP].tolist()
         rows = [tokens[n][int(torch.randint(len(tokens[n]), (1,), generator=generator))] for n in drawn]
         words = torch.stack(rows)
@@ -110,10 +113,14 @@ def write_emoji_run(folder, weights):
 
 def _write_shard(folder: Path, name: str, language: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    chosen = concepts()
     rows, blank = [], dict.fromkeys(DOWNLOAD_SCHEMA.names)
+    page_url = f"http://emoji.example/{language}/"
     with ShardWriter(folder / f"{name}.tar") as tar:
-        for concept in concepts():
+        for concept in chosen:
             url, text = f"http://emoji.example/{language}/{concept.code}.png", concept.names[language]
+            if language == "en" and concept is chosen[-1]:
+                text, page_url = HOSTILE, "javascript:document.title='owned'"
             buffer = io.BytesIO()
             on_white(Image.open(concept.twemoji_png)).save(buffer, "png")
             uid = uid_of(url, text)
@@ -121,7 +128,7 @@ def _write_shard(folder: Path, name: str, language: str) -> None:
             rows.append(
                 {
                     **blank, "uid": uid, "url": url, "text": text, "text_source": "alt", "status": "success",
-                    "page_url": f"http://emoji.example/{language}/", "page_language": language, "offset": 7,
+                    "page_url": page_url, "page_language": language, "offset": 7,
                     "crawl_file": "emoji.warc.gz", "page_date": "2026-11-30", "format": "png",
                     "bytes": len(buffer.getvalue()),
                     "original_width": 72, "original_height": 72, "width": 72, "height": 72,

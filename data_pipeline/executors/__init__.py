@@ -84,3 +84,14 @@ def make_executor(config: ExecutorConfig) -> Executor:
     if config.kind not in EXECUTORS:
         raise ConfigError(unknown_name("executor.kind", config.kind, EXECUTORS))
     return EXECUTORS[config.kind](config)
+
+
+def executor_of_command(workers: int) -> Executor:
+    """The executor of a command without a config, such as takedown: processes of this machine.
+
+    Raises:
+        ConfigError: no workers.
+    """
+    if workers < 1:
+        raise ConfigError(f"--workers is {workers}; give 1 or more processes")
+    return LocalExecutor(num_workers=workers, retries=1, shard_timeout_s=36_000)

@@ -187,6 +187,7 @@ class _Crew:
         return [(worker.task, error)]
 
     def stop(self) -> None:
+        """Kills all workers."""
         for worker in self.workers:
             _kill(worker)
 

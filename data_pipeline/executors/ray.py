@@ -172,21 +172,24 @@ class _Tasks:
         self.remote = ray.remote(num_cpus=1, max_retries=0)(_make_in_task)
 
     def has_room(self, at_work: int) -> bool:
+        """Whether one more shard may start."""
         return at_work < self.places
 
     def start(self, shard: Shard) -> Any:
+        """Starts a shard; its reference."""
         return self.remote.remote(self.stage, shard)
 
     def give_up(self, ref: Any) -> None:
+        """Ends a shard that takes too long."""
         import ray
 
         ray.cancel(ref, force=True)
 
     def ended(self, ref: Any, error: str | None) -> None:
-        pass
+        """Nothing is left of a task."""
 
     def stop(self) -> None:
-        pass
+        """Nothing is held between tasks."""
 
 
 class _Actors:
@@ -207,21 +210,29 @@ class _Actors:
         return ray.remote(num_gpus=self.num_gpus, num_cpus=1, max_restarts=0)(_Worker).remote(self.stage)
 
     def has_room(self, at_work: int) -> bool:
+        """Whether an actor is idle."""
         return bool(self.idle)
 
     def start(self, shard: Shard) -> Any:
+        """Gives a shard to an idle actor; its reference."""
         actor = self.idle.pop()
         ref = actor.make.remote(shard)
         self.busy[ref] = actor
         return ref
 
     def give_up(self, ref: Any) -> None:
+        """Kills the actor of a shard that takes too long, and starts another."""
         import ray
 
         ray.kill(self.busy.pop(ref))
         self.idle.append(self._new(0))
 
     def ended(self, ref: Any, error: str | None) -> None:
+        """Makes the actor idle again, or replaces one that died.
+
+        Raises:
+            DataError: they die one after the other.
+        """
         actor = self.busy.pop(ref)
         lost = error is not None and error.startswith("its worker")
         self.deaths = self.deaths + 1 if lost else 0
@@ -230,6 +241,7 @@ class _Actors:
         self.idle.append(self._new(0) if lost else actor)
 
     def stop(self) -> None:
+        """Kills all actors."""
         import ray
 
         for actor in [*self.idle, *self.busy.values()]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from crawl2clip.errors import DataError
 from data_pipeline.explorer.library import Library
 from data_pipeline.index import FOLDER
 from data_pipeline.index_columns import DECISION, KEPT, tag_tables, taggers_of
@@ -53,8 +54,17 @@ def sample_detail(library: Library, row: int) -> dict[str, Any]:
 
 
 def _row(path: Path, uid: str) -> dict[str, Any]:
-    """A table's row of a uid, by predicate; empty when it has none."""
-    found = pl.scan_parquet(path).filter(pl.col("uid") == uid).head(1).collect()
+    """A table's row of a uid, by predicate; empty when it has none.
+
+    Raises:
+        DataError: the table is missing or damaged.
+    """
+    try:
+        found = pl.scan_parquet(path).filter(pl.col("uid") == uid).head(1).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); put it back, or make the index again without it"
+        ) from error
     return found.row(0, named=True) if len(found) else {}
 
 

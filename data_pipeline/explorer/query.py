@@ -81,4 +81,4 @@ def _given(values: Sequence[float], library: Library) -> np.ndarray:
         raise ConfigError(
             "the query's embedding is all zero or too large; give finite numbers of some length"
         )
-    return unit(vector)
+    return unit(vector / np.abs(vector).max())  # whose squares are neither infinite nor zero

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from crawl2clip import __version__
 from crawl2clip.errors import Crawl2ClipError
@@ -138,6 +139,12 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(NotHereError)
     def not_here(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": f"no pair {error} can be shown here"}, 404)
+
+    @app.exception_handler(HTTPException)
+    def not_understood(_: Request, error: Exception) -> JSONResponse:
+        """A body that is no JSON, an address or a method that there is not."""
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def malformed(_: Request, error: Exception) -> JSONResponse:

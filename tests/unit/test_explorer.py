@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from explorer_run import DIM, build_index, jpeg, write_run
 from PIL import Image
+from toy_stages import Inline
 
 from crawl2clip.config import CONFIG_DIR
 from crawl2clip.errors import ConfigError
@@ -18,6 +19,7 @@ from crawl2clip.schema import array_to_uids
 from data_pipeline.metadata_columns import NamedColumns
 from data_pipeline.metadata_lists import read_list
 from data_pipeline.subset import open_uids
+from data_pipeline.takedown import make_stages, take_down
 
 pytest.importorskip("faiss", reason="faiss is not installed: pip install -e '.[data,explorer]'")
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[data,explorer]'")
@@ -189,6 +191,55 @@ def test_filters_keep_what_they_say(api, made):
 )  # fmt: skip
 def test_a_request_that_does_not_fit_is_told_why(api, asked, words):
     assert words in search(api, 422, **asked)["error"]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e20])
+def test_the_length_of_an_embedding_does_not_matter(api, made, size):
+    query = [{"embedding": [value * size for value in as_list(made, 17)]}]
+    assert results(api, query=query, limit=1) == [made.rows["uid"][17]]
+
+
+@pytest.mark.parametrize("values", [["x"], [None], [[1.0]], {"a": 1}, "1, 2", [], [True, 1e999]])
+def test_an_embedding_is_a_list_of_numbers(api, values):
+    answer = api.post(
+        "/api/search", content=json.dumps({"query": [{"embedding": values}]}),
+        headers={"content-type": "application/json"},
+    )  # fmt: skip
+    assert answer.status_code == 422
+    assert "embedding" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"query":' * 30_000, b"\xff\xfe", b"", b"null", b'{"limit": ' + b"9" * 5000]
+)
+def test_a_body_that_is_no_request_is_told_as_an_error(api, body):
+    answer = api.post("/api/search", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["error"]
+    for method, path, status in (("GET", "/nothing", 404), ("DELETE", "/api/info", 405)):
+        answer = api.request(method, path)
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
+
+
+def test_a_cursor_past_the_end_ends(api):
+    for asked in ({}, {"query": [{"text": "17"}]}):
+        assert (search(api, cursor=10**30, **asked)["results"], search(api, cursor=10**30)["next"]) == (
+            [],
+            None,
+        )
+
+
+def test_a_table_that_is_gone_or_damaged_is_named(tmp_path):
+    made = write_run(tmp_path / "run", rows=30, shards=1)
+    build_index(made.folder)
+    api, uid = client(made), made.rows["uid"][3]
+    for path in ("tags/language/00000000.parquet", "raw/00000000.parquet"):
+        (made.folder / path).write_bytes(b"PAR1 and no more")
+        answer = api.get(f"/api/samples/{uid}")
+        assert answer.status_code == 422
+        assert f"{path} cannot be read" in answer.json()["error"]
+    (made.folder / "raw/00000000.parquet").unlink()
+    assert "raw/00000000.parquet cannot be read" in api.get(f"/api/samples/{uid}").json()["error"]
 
 
 def test_what_is_not_finite_is_refused(api):
@@ -383,6 +434,24 @@ def test_takedown_holds_at_once_and_everywhere(tmp_path):
     assert len(open_uids(made.folder / takedown.FILE)) == 60 - len(left)
 
 
+def test_what_is_taken_out_of_the_shards_is_hidden_by_an_open_explorer(tmp_path):
+    made = write_run(tmp_path / "run", rows=60, shards=1)
+    build_index(made.folder)
+    api = client(made)
+    gone, kept = made.rows["uid"][2], made.rows["uid"][3]
+    assert gone in results(api, query=[{"text": "2"}], limit=200)
+    (tmp_path / "list.txt").write_text(f"uid:{gone}\n")
+    stages = make_stages(made.folder, [str(tmp_path / "list.txt")], "one", 0)
+    assert take_down(stages, Inline()) == {"uid": 1}
+    assert gone not in results(api, query=[{"text": "2"}], limit=200)
+    assert api.get(f"/api/samples/{gone}").status_code == 404
+    assert not (made.folder / "index").exists()
+    build_index(made.folder)
+    again = client(made)
+    assert search(again)["matching"] == 59
+    assert results(again, query=[{"uid": kept}], limit=1) == [kept]
+
+
 def test_takedown_says_what_it_lacks(tmp_path, capsys):
     made = write_run(tmp_path / "run", rows=10, shards=1)
     build_index(made.folder)
@@ -475,6 +544,8 @@ def test_an_upload_is_embedded(api, made):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        (b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 30, "has 16777216 x 16777216 pixels"),
+        (b"BM" + b"\xff" * 60, "the bmp header says -1 x 1 pixels"),
         (png_bomb(60_000), "has 60000 x 60000 pixels; this server takes 40,000,000 at most"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the upload is svg, not an image"),
         (b"", "of an unknown type"),
@@ -538,6 +609,32 @@ def test_the_page_and_its_files_name_no_other_host(api):
         assert not re.findall(r"""https?://(?!www\.w3\.org/(?:2000/svg|1999/xhtml)\b)\w|["'(]//""", text), (
             path.name
         )
+
+
+def luminance(colour):
+    """Of a colour #rrggbb, as the W3C's accessibility guidelines (WCAG 2.2) define it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_has_the_contrast_that_the_guidelines_ask_for(api):
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", api.get("/style.css").text, re.DOTALL)
+    ]
+    assert len(schemes) == 2  # light and dark
+    pairs = [
+        (text, ground)
+        for text in ("text", "quiet", "accent", "kept", "dropped")
+        for ground in ("page", "surface")
+    ]
+    for scheme in schemes:
+        for text, ground in [*pairs, ("on-accent", "accent"), ("text", "warn")]:
+            low, high = sorted(luminance(scheme[name]) for name in (text, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
 
 
 def test_openapi_describes_every_route(api):

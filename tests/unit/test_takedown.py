@@ -13,7 +13,15 @@ import pytest
 
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import sha256_of
-from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA, array_to_uids, uid_of, uids_to_array
+from crawl2clip.schema import (
+    CANDIDATE_SCHEMA,
+    DOCUMENT_SCHEMA,
+    DOWNLOAD_SCHEMA,
+    array_to_uids,
+    document_uid,
+    uid_of,
+    uids_to_array,
+)
 from crawl2clip.shards import (
     ShardEntry,
     ShardWriter,
@@ -23,6 +31,7 @@ from crawl2clip.shards import (
     write_manifest,
 )
 from data_pipeline.blocklist import BlockKind, hash_of
+from data_pipeline.hidden_pairs import FILE, hide_pairs, read_hidden
 from data_pipeline.stage import Outcome, make_shard, publish_shard, temporary_folder
 from data_pipeline.takedown import main, make_stages, take_down
 
@@ -111,6 +120,27 @@ def make_run(root):
     write_manifest(root / "shards", entries, {"seed": 0})
     (root / "report/report.html").write_text("old pictures")
     (root / "reshard/plan/plan.parquet").write_bytes(b"offsets")
+
+
+def image_of(number, text=""):
+    row, _ = PAIRS[number]
+    return {"url": row["url"], "text": text or None, "uid": uid_of(row["url"], text)}
+
+
+def document(page, *items):
+    """A page; an item is a text, or an image."""
+    texts = [item if isinstance(item, str) else None for item in items]
+    images = [None if isinstance(item, str) else item for item in items]
+    parts = [item if isinstance(item, str) else item["uid"] for item in items]
+    return {"uid": document_uid(page, parts), "page_url": page, "crawl_file": "x.warc.gz", "offset": 7,
+            "texts": texts, "images": images}  # fmt: skip
+
+
+def add_documents(root, *documents):
+    (root / "documents").mkdir()
+    table = pa.Table.from_pylist(list(documents), DOCUMENT_SCHEMA)
+    pq.write_table(table, root / "documents/a.parquet", row_group_size=2)
+    finish(root / "documents", ["a"], "documents")
 
 
 def write_list(path, **entries):
@@ -207,6 +237,80 @@ def test_a_run_loses_what_every_kind_of_entry_names(tmp_path, listed):
         "one"
     ]
     assert before.keys() == {file.name for file in (tmp_path / "run" / "shards").iterdir()}
+
+
+def test_images_are_taken_out_of_documents_and_what_is_left_is_as_if_they_had_not_been_there(tmp_path):
+    root, page = tmp_path / "run", "http://p.org/"
+    make_run(root)
+    paired, nameless, own = (
+        image_of(3, PAIRS[3][0]["text"]),
+        image_of(6),
+        document(page + "own", "t", image_of(9)),
+    )
+    add_documents(
+        root,
+        document(page + "1", "one", paired, "two", image_of(9), "three"),
+        document(page + "2", image_of(8), "four", nameless),
+        document(page + "3", "five", paired),
+        document(page + "4", "six", image_of(11)),
+        own,
+    )
+    # One image by the hash of what was fetched under its uid, one that no pair has by its host, a document by its uid.
+    path = write_list(tmp_path / "list.txt", md5=[PAIRS[3][0]["md5"]], domain=["bad.org"], uid=[own["uid"]])
+    assert "bad.org" in PAIRS[6][0]["url"]
+    run(root, [path])
+    expected = [
+        document(page + "1", "one\ntwo", image_of(9), "three"),
+        document(page + "2", image_of(8), "four"),
+        document(page + "4", "six", image_of(11)),
+    ]
+    written = pq.read_table(root / "documents/a.parquet")
+    assert written.schema == DOCUMENT_SCHEMA
+    assert written.to_pylist() == pa.Table.from_pylist(expected, DOCUMENT_SCHEMA).to_pylist()
+    stats = json.loads((root / "documents/a.stats.json").read_text())
+    assert stats["files"]["a.parquet"]["sha256"] == sha256_of(root / "documents/a.parquet")
+    diff = pl.read_parquet(root / "takedown-one/diff.removed.parquet")
+    assert {nameless["uid"], paired["uid"], own["uid"]} <= set(diff["uid"])
+    assert run(root, [path], name="two") == {}
+
+
+def test_documents_without_a_named_image_are_left_alone(tmp_path):
+    root = tmp_path / "run"
+    make_run(root)
+    add_documents(root, document("http://p.org/", "one", image_of(8)))
+    before = (root / "documents/a.parquet").stat()
+    run(root, [write_list(tmp_path / "list.txt", domain=["bad.org"])])
+    after = (root / "documents/a.parquet").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_pairs_that_were_never_fetched_are_found_by_address(tmp_path):
+    root = tmp_path / "run"
+    make_run(root)
+    row = dict.fromkeys(CANDIDATE_SCHEMA.names) | {"text": "t", "text_source": "alt"}
+    rows = [
+        {**row, "url": url, "uid": uid_of(url, "t")} for url in ("http://bad.org/new", "http://good.org/new")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, CANDIDATE_SCHEMA), root / "candidates/a.parquet")
+    kinds = run(root, [write_list(tmp_path / "list.txt", domain=["bad.org"], md5=[PAIRS[3][0]["md5"]])])
+    assert kinds == {"domain": 6, "md5": 1}
+    assert pl.read_parquet(root / "candidates/a.parquet")["url"].to_list() == ["http://good.org/new"]
+
+
+def test_the_index_goes_and_an_open_explorer_hides_the_pairs(tmp_path, listed):
+    path, gone = listed
+    root = tmp_path / "run"
+    make_run(root)
+    run(root, [path])
+    assert not (root / FILE).exists()  # without an index nobody shows them
+    root = tmp_path / "indexed"
+    make_run(root)
+    (root / "index" / "parts").mkdir(parents=True)
+    (root / "index" / "parts" / "a.rows.arrow").write_text("captions and addresses")
+    hide_pairs(root, [PAIRS[7][0]["uid"]])
+    run(root, [path])
+    assert not (root / "index").exists()
+    assert set(array_to_uids(read_hidden(root))) == gone | {PAIRS[7][0]["uid"]}
 
 
 def test_only_affected_files_are_written(tmp_path):
@@ -326,8 +430,12 @@ def test_the_command_counts_and_never_repeats_an_entry(tmp_path, listed, capfd):
     assert "bad.org" not in every
 
 
-def test_what_cannot_be_taken_down_is_said(tmp_path, listed):
+def test_what_cannot_be_taken_down_is_said(tmp_path, listed, capsys):
     path, _ = listed
+    make_run(tmp_path / "run")
+    words = [str(tmp_path / "run"), "--blocklist", path, "--name", "x", "--workers", "0"]
+    assert main(words) == 2
+    assert "--workers is 0; give 1 or more processes" in capsys.readouterr().err
     with pytest.raises(
         DataError, match=r"is not a data set: it has neither raw/ of a run nor a manifest\.json"
     ):
@@ -341,7 +449,7 @@ def test_what_cannot_be_taken_down_is_said(tmp_path, listed):
         make_stages(tmp_path, [str(tmp_path / "bad.txt")], "x", 0)
 
 
-def test_a_damaged_tar_or_embedding_stops_the_takedown(tmp_path, listed):
+def test_a_damaged_file_stops_the_takedown(tmp_path, listed):
     path, _ = listed
     make_run(tmp_path / "run")
     np.save(tmp_path / "run/tags/clip/00000000.npy", np.zeros((3, 2)))
@@ -352,3 +460,10 @@ def test_a_damaged_tar_or_embedding_stops_the_takedown(tmp_path, listed):
     os.truncate(tar, 9000)
     with pytest.raises(DataError, match="truncated"):
         run(tmp_path / "cut", [path])
+    make_run(tmp_path / "documents")
+    add_documents(tmp_path / "documents", document("http://p.org/", "one", image_of(8)))
+    os.truncate(tmp_path / "documents/documents/a.parquet", 300)
+    with pytest.raises(
+        DataError, match=r"documents/a\.parquet cannot be read .* a takedown needs every table"
+    ):
+        run(tmp_path / "documents", [path])
