@@ -113,7 +113,7 @@ def largest_difference(ours: dict[str, float], theirs: dict[str, float]) -> floa
 
 
 def run(command: list[str], words: list[str]) -> dict[str, Any]:
-    """Runs a program of this folder; it prints its figures as JSON in the last line."""
+    """Runs a program of this folder; it prints its figures as JSON, and clip-retrieval's logger may still print after."""
     python, script, *rest = command
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.setdefault("OMP_NUM_THREADS", "1")
@@ -125,7 +125,7 @@ def run(command: list[str], words: list[str]) -> dict[str, Any]:
         raise SystemExit(
             f"{script} ended with {done.returncode}:\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
 
 
 def write_raw(raw: Path, pairs: Path, samples: int, side: int) -> float:
