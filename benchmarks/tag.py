@@ -113,7 +113,7 @@ def largest_difference(ours: dict[str, float], theirs: dict[str, float]) -> floa
 
 
 def run(command: list[str], words: list[str]) -> dict[str, Any]:
-    """Runs a program of this folder; it prints its figures as JSON, and clip-retrieval's logger may still print after."""
+    """Runs a program of this folder; it prints its figures as JSON, after which clip-retrieval's logger may go on."""
     python, script, *rest = command
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.setdefault("OMP_NUM_THREADS", "1")

@@ -1,6 +1,6 @@
 """The peers of benchmarks/tag.py: `python tag_peers.py open_clip|clip_retrieval RAW WEIGHTS MODEL BATCH`.
 
-Imports nothing of ours, since clip-retrieval has an environment of its own. The last line that begins with a brace is JSON.
+Imports nothing of ours, since clip-retrieval has an environment of its own. The last line with a brace is JSON.
 """
 
 import glob

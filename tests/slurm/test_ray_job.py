@@ -15,7 +15,9 @@ def test_a_ray_of_both_nodes_runs_the_pipeline_and_leaves_nothing(cluster, clust
     values = [wat_value([image(f"{page}.jpg")], url=f"https://h{page}.org/") for page in range(10)]
     for name in ("a", "b"):
         (tmp_path / f"{name}.wat.gz").write_bytes(b"".join(member(wat_record(value)) for value in values))
-    port = next(port for port in iter(free_port, None) if port < 20_000)  # within Ray's own range for its workers
+    port = next(
+        port for port in iter(free_port, None) if port < 20_000
+    )  # within Ray's own range for its workers
     job = cluster.submit(
         "ray", f"cluster={cluster_file}", "nodes=2", "stage=extract", "recipe=laion400m",
         f"output_dir={tmp_path / 'out'}", f"source.files=['{tmp_path}/*.wat.gz']", CRAWL2CLIP_PORT=str(port),
