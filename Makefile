@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A folder for the demo's results; rerunning continues what is there.
 DEMO ?= runs/emoji
+# Threads that wait sleep: spinning ones take the cores from the other processes, and small fits take ten times as long.
+export OMP_WAIT_POLICY ?= passive
 # Tests run in as many processes as there are cores, four at most: each holds about a gigabyte.
 TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 

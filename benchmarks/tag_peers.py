@@ -97,4 +97,5 @@ def cpu_seconds() -> float:
 
 if __name__ == "__main__":
     program = {"open_clip": open_clip_loop, "clip_retrieval": clip_retrieval}[sys.argv[1]]
-    print(json.dumps(program(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))))
+    found = json.dumps(program(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])))
+    print(f"\n{found}", flush=True)  # clip-retrieval leaves a line without its end
