@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEMO ?= runs/emoji
 # Threads that wait sleep: spinning ones take the cores from the other processes, and small fits take ten times as long.
 export OMP_WAIT_POLICY ?= passive
-# Tests run in as many processes as there are cores, four at most: each holds about a gigabyte.
+# Tests run in as many processes as there are cores, four at most: each holds up to three gigabytes.
 TEST_PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test check install clean
