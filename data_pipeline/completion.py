@@ -3,7 +3,7 @@
 `manifest.json` is written once, when a stage first starts. A shard is complete when its `NAME.stats.json` is
 there; that file is moved into the folder after every file that it describes. Whichever executor makes a shard, and
 wherever, it goes through `make_shard` and `publish_shard`, so one may go on where another stopped. A folder in an
-object store is worked on in its local place (`data_pipeline.storage`): markers are brought here when they are looked
+object store is worked on in its local place (`crawl2clip.storage`): markers are brought here when they are looked
 at, and a shard's files are put into the store in the same order.
 """
 
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import flush_to_disk, read_json, sha256_of, write_json
-from data_pipeline import storage
 
 if TYPE_CHECKING:
     from data_pipeline.stage import Shard, Stage
