@@ -2,7 +2,8 @@
 
 An address `s3://bucket/run/raw/0.tar` has one local path, `<scratch>/s3:/bucket/run/raw/0.tar`, and from that path the
 address can be told again. So stages know local paths only: the frame brings inputs to these paths before a shard is
-made, and puts outputs at their addresses afterwards, the completion marker last. A store has no rename, and needs
+made, and puts outputs at their addresses afterwards, the completion marker last. Training and evaluation do the same
+with checkpoints and results. A store has no rename, and needs
 none: an object appears whole or not at all, and without its marker nobody looks at it. Of a path that is not below
 the scratch folder, all functions here do nothing.
 
@@ -293,7 +294,7 @@ def asked(address: str, ask: Callable[[Any], T]) -> T:
     try:
         return ask(system)
     except FileNotFoundError as error:
-        raise DataError(f"{address} is not in the store; run the stage that writes it") from error
+        raise DataError(f"{address} is not in the store; check the address, or run what writes it") from error
     except PermissionError as error:
         raise DataError(
             f"{address}: the store refuses ({error}); give credentials that may read and write there (AWS_PROFILE, or "

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from crawl2clip import storage
-from crawl2clip.distributed import World
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json, write_json
 from crawl2clip.models import CONFIG_NAME
@@ -67,19 +66,6 @@ def copy_weights(pretrained: str) -> str:
             "or .safetensors file, or of the export folder of a run"
         )
     return str(path)
-
-
-def once_a_node(world: World, bring: Callable[[], object]) -> None:
-    """Calls `bring` on one rank of each node, while the others wait; its errors are raised on every rank."""
-    caught: Exception | None = None
-    if world.local_rank == 0:
-        try:
-            bring()
-        except DataError as error:
-            caught = error
-    for error in world.all_gather_object(caught):
-        if error is not None:
-            raise error
 
 
 def _versions(note: Path) -> dict[str, str]:

@@ -16,13 +16,13 @@ from crawl2clip.distributed import World, distributed
 from crawl2clip.encoder import Encoder, encoder_of, load_encoder
 from crawl2clip.logs import provenance
 from crawl2clip.models import ModelConfig, build_model, read_export
-from crawl2clip.store_copies import copy_folder, copy_weights, once_a_node
+from crawl2clip.store_copies import copy_folder, copy_weights
 from crawl2clip.weight_shapes import check_same_shapes
 from evaluate.averages import AVERAGE_TASK, averages_of
 from evaluate.cache import FeatureCache
 from evaluate.config import EvaluateConfig
 from evaluate.data.datasets import EvaluationDataset, bring_datasets, fetch_datasets, open_datasets
-from evaluate.ranks import main_decides, on_main
+from evaluate.ranks import main_decides, on_main, once_a_node
 from evaluate.reports.html import write_html
 from evaluate.reports.tables import markdown_table, write_tables
 from evaluate.results import RESULTS_FOLDER, Result, model_slug, read_results, write_result

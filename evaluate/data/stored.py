@@ -6,10 +6,11 @@ from pathlib import Path
 from crawl2clip import storage
 from crawl2clip.distributed import World
 from crawl2clip.shards import MANIFEST_NAME
-from crawl2clip.store_copies import copy_folder, once_a_node
+from crawl2clip.store_copies import copy_folder
 from evaluate.data.config import DatasetConfig
 from evaluate.data.opening import splits_of
 from evaluate.data.tar_folder import COUNT_FILE
+from evaluate.ranks import once_a_node
 
 
 def dataset_folder(name: str, config: DatasetConfig, data_root: Path) -> Path:

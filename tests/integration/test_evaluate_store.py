@@ -20,12 +20,13 @@ from crawl2clip.distributed import World, single_process
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.export import export_model
 from crawl2clip.models import ModelConfig, build_model
-from crawl2clip.store_copies import copy_folder, copy_weights, once_a_node
+from crawl2clip.store_copies import copy_folder, copy_weights
 from evaluate import subcommands
 from evaluate.command import run
 from evaluate.config import EvaluateConfig
 from evaluate.data.datasets import DatasetConfig, Task
 from evaluate.data.stored import bring_datasets
+from evaluate.ranks import once_a_node
 from evaluate.results import Result, read_results
 
 pytest.importorskip("s3fs", reason="object stores need s3fs: pip install 's3fs>=2024.2'")

@@ -141,7 +141,8 @@ def test_an_input_that_was_made_again_is_brought_again(server):
     assert list(path.parent.iterdir()) == []
     (folder / "a.txt").unlink()
     with pytest.raises(
-        DataError, match=r"s3://bucket/run/a\.txt is not in the store; run the stage that writes it"
+        DataError,
+        match=r"s3://bucket/run/a\.txt is not in the store; check the address, or run what writes it",
     ):
         storage.fetch(path)
 

@@ -131,6 +131,13 @@ def test_the_store_keeps_what_the_folder_keeps(server, tmp_path):
     assert in_store(server) == [2, 4, 7, 8]
 
 
+def test_a_score_that_is_not_a_number_is_put_once(server):
+    run = Run(keep_best=BEST).save(1, score=float("nan"))
+    count = len(server.puts)
+    run.published.try_to_publish()
+    assert not any("step_" in path for path in server.puts[count:])
+
+
 def test_another_machine_goes_on_from_the_newest_whole_one(server, tmp_path):
     Run().save(1, 2)
     # Killed while step 3 was put: the parts are there, the manifest is not.

@@ -189,7 +189,7 @@ def test_training_does_not_wait_for_the_store(place, unbroken):
 
 def test_a_store_that_refuses_costs_nothing_but_a_warning(place, unbroken):
     place._server.refused_puts["manifest.json"] = 2
-    done = place.command()
+    done = place.command("data.num_workers=2")  # workers are forked while a thread publishes
     assert done.returncode == 0, done.stderr
     assert "publishing the run has failed (1 time so far)" in done.stderr
     whole = unbroken(1)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crawl2clip.errors import DataError
@@ -27,7 +27,9 @@ class Stored:
     """A whole checkpoint in the store."""
 
     sha256: str  # of its manifest
-    scores: Mapping[str, float]
+    scores: Mapping[str, float] = field(
+        compare=False
+    )  # one that is not a number equals nothing, itself included
 
     @classmethod
     def of(cls, manifest: bytes) -> "Stored":
