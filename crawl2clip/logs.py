@@ -45,7 +45,7 @@ def setup_logging(rank: int = 0, world_size: int = 1, folder: Path | None = None
         handler.addFilter(_not_model_zoo_chatter)
         root.addHandler(handler)
     root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    for noisy in ("httpx", "urllib3", "matplotlib", "PIL", "fontTools"):
+    for noisy in ("httpx", "urllib3", "matplotlib", "PIL", "fontTools", "botocore", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def run(config: "PipelineConfig", composed: "DictConfig") -> None:
     """Runs the pipeline; its folder gets the settings and what made it, the terminal gets the funnel."""
+    from crawl2clip import storage
     from crawl2clip.config import save_config
     from crawl2clip.files import write_json
     from crawl2clip.logs import provenance
-    from data_pipeline import storage
     from data_pipeline.pipeline import describe_files, run_pipeline
 
     funnel = run_pipeline(config)

@@ -3,7 +3,7 @@
 `manifest.json` is written once, when a stage first starts. A shard is complete when its `NAME.stats.json` is
 there; that file is moved into the folder after every file that it describes. Whichever executor makes a shard, and
 wherever, it goes through `make_shard` and `publish_shard`, so one may go on where another stopped. A folder in an
-object store is worked on in its local place (`data_pipeline.storage`): markers are brought here when they are looked
+object store is worked on in its local place (`crawl2clip.storage`): markers are brought here when they are looked
 at, and a shard's files are put into the store in the same order.
 """
 
@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import flush_to_disk, read_json, sha256_of, write_json
-from data_pipeline import storage
+from data_pipeline.frozen_list import is_text, manifest_pieces, write_pieces
 
 if TYPE_CHECKING:
     from data_pipeline.stage import Shard, Stage
@@ -126,14 +127,19 @@ def freeze_manifest(stage: "Stage") -> "list[Shard]":
         )
     path = stage.folder / MANIFEST
     storage.fetch_newest(path)
-    wanted = {
+    about = {
         "stage": stage.name,
         "settings": json.loads(json.dumps(storage.public(stage.settings))),  # as they will be read again
         "upstream": storage.public(_manifest_digests(shards)),
-        "shards": [{"name": shard.name, "inputs": storage.public(shard.inputs)} for shard in shards],
     }
     if path.exists():
-        differences = _differences(read_json(path), wanted)
+        # Both lists are in memory only to say how they differ.
+        if not is_text(path, manifest_pieces(about, map(_listed, shards))):
+            differences = _differences(
+                read_json(path), {**about, "shards": [_listed(shard) for shard in shards]}
+            )
+        else:
+            differences = []
         if differences:
             raise ConfigError(
                 f"{stage.folder} was made by another run of stage {stage.name!r}: {'; '.join(differences)}. "
@@ -143,9 +149,13 @@ def freeze_manifest(stage: "Stage") -> "list[Shard]":
     else:
         names = [shard.name for shard in shards]
         assert len(set(names)) == len(names), f"stage {stage.name} has two shards of one name"
-        write_json(path, wanted)
+        write_pieces(path, manifest_pieces(about, map(_listed, shards)))
         storage.publish(path)
     return shards
+
+
+def _listed(shard: "Shard") -> dict[str, Any]:
+    return {"name": shard.name, "inputs": storage.public(shard.inputs)}
 
 
 def _manifest_digests(shards: "Sequence[Shard]") -> dict[str, str]:

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
-from data_pipeline import storage
 
 _NUM_BUCKETS = 64  # a key list is sorted in parts of about this fraction
 _SPACE = 1 << 64  # of the high half

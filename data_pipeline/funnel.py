@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from crawl2clip import storage
 from crawl2clip.files import read_json, write_json
-from data_pipeline import storage
 from data_pipeline.stage import Counts, StageReport
 
 FUNNEL = "funnel.json"

@@ -14,9 +14,9 @@ from typing import Any
 
 import polars as pl
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
 from crawl2clip.files import atomic_path
-from data_pipeline import storage
 from data_pipeline.completion import finished_names, read_manifest, read_stats
 from data_pipeline.stage import Counts
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
-from data_pipeline import storage
 
 
 class OpenFiles:

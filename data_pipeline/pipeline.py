@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, unknown_name
 from data_pipeline import (
     deduplicate,
@@ -19,7 +20,6 @@ from data_pipeline import (
     report,
     reshard,
     select,
-    storage,
     tag,
 )
 from data_pipeline.config import PipelineConfig

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from crawl2clip import storage
 from crawl2clip.files import read_json
 from crawl2clip.shards import ShardFault, index_shard
-from data_pipeline import storage
 from data_pipeline.funnel import FUNNEL
 from data_pipeline.judge import BLOCKED
 from data_pipeline.safety_blur import SAFETY_COLUMNS, blurred, may_be_unsafe

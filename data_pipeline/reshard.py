@@ -21,6 +21,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from omegaconf import MISSING
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError
 from crawl2clip.files import sha256_of
 from crawl2clip.shards import (
@@ -28,7 +29,6 @@ from crawl2clip.shards import (
     ShardWriter,
     index_shard,
 )
-from data_pipeline import storage
 from data_pipeline.open_files import OpenFiles
 from data_pipeline.reshard_captions import (
     CaptionMode,

@@ -18,8 +18,8 @@ from typing import Any
 
 import polars as pl
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
-from data_pipeline import storage
 from data_pipeline.reshard_copies import copy_keys, numbered, open_copies
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards
 from data_pipeline.subset import order_keys, uid_halves

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
-from data_pipeline import storage
 from data_pipeline.stage import Counts, Shard, Stage
 from data_pipeline.subset import chances, count_in_subset, open_uids, split_mix, uid_halves
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
 from crawl2clip.files import atomic_path
 from crawl2clip.logs import provenance
 from crawl2clip.shards import MANIFEST_NAME, ShardEntry, read_manifest, write_manifest
-from data_pipeline import storage
 from data_pipeline.stage import Counts, Shard, Stage, finished_shards, is_finished, read_stats
 
 PUBLISHED_NAME = "publish"

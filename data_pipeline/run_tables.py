@@ -11,8 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
-from data_pipeline import storage
 from data_pipeline.stage import finished_shards, is_finished
 from data_pipeline.tables import read_table, read_tables
 

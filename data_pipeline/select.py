@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import MISSING
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json, sha256_of
-from data_pipeline import storage
 from data_pipeline.blocked import Blocked, sort_blocklists
 from data_pipeline.blocklist import BlockKind
 from data_pipeline.blocklist_files import check_blocklists

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 _EARLY_STOP_FAILURES = 10  # a run over its failure limit still tries this many bad shards before it stops
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a hundred thousand
 class Shard:
     """One unit of work: the name of an output shard and the files it is made from.
 

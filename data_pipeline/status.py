@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crawl2clip import storage
 from crawl2clip.errors import Crawl2ClipError, DataError
-from data_pipeline import storage
 from data_pipeline.completion import (
     MANIFEST,
     STATS_SUFFIX,

@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
 from crawl2clip.schema import UID_DTYPE
-from data_pipeline import storage
 from data_pipeline.deduplicate_keys import keys_of_hex
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
-from data_pipeline import storage
 
 if TYPE_CHECKING:
     import polars as pl

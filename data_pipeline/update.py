@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
+from crawl2clip import storage
 from crawl2clip.download_status import DownloadStatus
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.shards import raise_fault, read_samples
-from data_pipeline import storage
 from data_pipeline.completion import read_manifest
 from data_pipeline.fetch import Fetched
 from data_pipeline.processed import Processed

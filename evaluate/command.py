@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from crawl2clip import storage
 from crawl2clip.config import save_config
 from crawl2clip.distributed import World, distributed
 from crawl2clip.encoder import Encoder, encoder_of, load_encoder
 from crawl2clip.logs import provenance
 from crawl2clip.models import ModelConfig, build_model, read_export
+from crawl2clip.store_copies import copy_folder, copy_weights
 from crawl2clip.weight_shapes import check_same_shapes
 from evaluate.averages import AVERAGE_TASK, averages_of
 from evaluate.cache import FeatureCache
 from evaluate.config import EvaluateConfig
-from evaluate.data.datasets import EvaluationDataset, fetch_datasets, open_datasets
-from evaluate.ranks import main_decides
+from evaluate.data.datasets import EvaluationDataset, bring_datasets, fetch_datasets, open_datasets
+from evaluate.ranks import main_decides, on_main, once_a_node
 from evaluate.reports.html import write_html
 from evaluate.reports.tables import markdown_table, write_tables
 from evaluate.results import RESULTS_FOLDER, Result, model_slug, read_results, write_result
@@ -42,21 +44,23 @@ def run(config: EvaluateConfig, composed: DictConfig) -> None:
     with distributed(COLLECTIVE_TIMEOUT_S, config.device.value) as world:
         datasets = open_suite(config, world)
         record = {**provenance(), "settings": OmegaConf.to_container(composed, resolve=True)}
+        output_dir = storage.local_path(config.output_dir)
+        on_main(world, lambda: copy_folder(output_dir))  # what is there already goes on
         if world.is_main:
-            save_config(composed, Path(config.output_dir))
+            save_config(composed, output_dir)
         models = models_of(config)
         sweep = Sweep(len(models) * len(datasets), len(models) * num_images_of(datasets))
         results: list[Result] = []
         for model, pretrained in models:
             results += score_model(config, model, pretrained, datasets, world, sweep, record)
         results += [result for average in config.suite.averages for result in averages_of(average, results)]
-        if world.is_main:
-            write(results, Path(config.output_dir))
+        on_main(world, lambda: write(results, output_dir))
 
 
 def open_suite(config: EvaluateConfig, world: World) -> list[EvaluationDataset]:
-    """The suite's data sets, fetched by rank 0 where that is allowed, and opened by every rank."""
-    data_root = Path(config.data_root)
+    """The suite's data sets, brought from a store, fetched by rank 0 where allowed, and opened by every rank."""
+    data_root = storage.local_path(config.data_root)
+    bring_datasets(config.suite.datasets, data_root, world)
     if config.download:
         main_decides(world, lambda: fetch_datasets(config.suite.datasets, data_root=data_root))
     return open_datasets(config.suite.datasets, data_root=data_root)
@@ -91,7 +95,9 @@ def score_model(
     record: dict[str, Any],
 ) -> list[Result]:
     """Loads a model, scores it on all data sets, and lets it go before the next one comes."""
-    encoder = make_encoder(model, pretrained, config.precision.name.value, world)
+    once_a_node(world, lambda: copy_weights(pretrained))
+    place = str(storage.local_path(pretrained)) if pretrained.startswith(storage.SCHEME) else pretrained
+    encoder = make_encoder(model, place, config.precision.name.value, world)
     note = activation_note(encoder, pretrained)
     if note:
         logger.warning(note)
@@ -108,10 +114,10 @@ def score_model(
         linear_probe=config.suite.linear_probe,
         knn=config.suite.knn,
         cache=FeatureCache(Path(config.cache_dir), limit) if config.cache_dir else None,
-        store=ResultStore(Path(config.output_dir), save_predictions=config.save_predictions),
+        store=ResultStore(storage.local_path(config.output_dir), save_predictions=config.save_predictions),
         sweep=sweep,
         pretrained=pretrained,
-        record={**record, **training_of_export(pretrained)},
+        record={**record, **training_of_export(place)},
         notes=[note] if note else [],
     )
     del encoder
@@ -147,10 +153,12 @@ def write(results: Sequence[Result], output_dir: Path) -> None:
     print(f"\n{', '.join(models)}\n\n{markdown_table(results)}")
     for result in results:
         for average in (output_dir / RESULTS_FOLDER / model_slug(result)).glob(f"*.{AVERAGE_TASK}.json"):
-            average.unlink()  # of other cells than these, perhaps; today's are written now
+            storage.remove(average)  # of other cells than these, perhaps; today's are written now
     for result in results:
         write_result(result, output_dir)
     everything = read_results(output_dir)
     write_tables(everything, output_dir)
     write_html(everything, output_dir)
-    print(f"results: {output_dir / 'results.md'}, {output_dir / 'results.html'}")
+    storage.publish(output_dir)
+    shown = storage.address_of(output_dir) or output_dir
+    print(f"results: {shown}/results.md, {shown}/results.html")

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError
 from crawl2clip.models import ModelConfig
 from evaluate.averages import AverageConfig, check_averages
@@ -74,7 +75,9 @@ class ModelChoice:
     """One of several models of a run."""
 
     model: str | None = None  # open_clip name; an export folder knows its own
-    pretrained: str = MISSING  # open_clip tag, .pt or .safetensors file, or export folder
+    pretrained: str = (
+        MISSING  # open_clip tag, .pt or .safetensors file, or export folder; the latter at s3:// too
+    )
 
 
 @dataclass(kw_only=True)
@@ -84,7 +87,9 @@ class EvaluateConfig:
     model: ModelConfig | None = (
         None  # open_clip name or a choice of configs/model; an export folder knows its own
     )
-    pretrained: str | None = None  # open_clip tag, .pt or .safetensors file, or export folder
+    pretrained: str | None = (
+        None  # open_clip tag, .pt or .safetensors file, or export folder; those at s3:// too
+    )
     models: list[ModelChoice] = field(
         default_factory=list
     )  # instead of the two above: several models, one after another
@@ -115,7 +120,20 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value != MISSING and value < least:
                 raise ConfigError(f"{name} is {value}; give {least} or more")
+        self._check_places()
         self._check_models()
+
+    def _check_places(self) -> None:
+        if self.cache_dir is not None and self.cache_dir.startswith(storage.SCHEME):
+            raise ConfigError(
+                f"cache_dir is {self.cache_dir}; features are kept in a folder of this machine: give one, or null to "
+                "keep none"
+            )
+        if self.download and self.data_root.startswith(storage.SCHEME):
+            raise ConfigError(
+                f"download=true with data_root={self.data_root}: data sets are fetched to a folder of this machine; "
+                "give a local data_root and copy it to the store afterwards, or leave download=false"
+            )
 
     def _check_models(self) -> None:
         if self.models and (self.pretrained is not None or self.model is not None):

@@ -37,6 +37,11 @@ def on_main(world: World, make: Callable[[], T]) -> T | None:
     return all_attempt(world, lambda: make() if world.is_main else None)
 
 
+def once_a_node(world: World, make: Callable[[], object]) -> None:
+    """Calls `make` on one rank of each node, while the others wait; its errors are raised on every rank."""
+    all_attempt(world, lambda: make() if world.local_rank == 0 else None)
+
+
 def all_attempt(world: World, make: Callable[[], T]) -> T:
     """What `make` returns on this rank, or an error on every rank when it fails on any."""
     value, caught = None, None

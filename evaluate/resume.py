@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crawl2clip import storage
 from crawl2clip.encoder import Encoder
 from crawl2clip.errors import DataError
 from evaluate.data.config import TRAINED_TASKS
@@ -108,7 +109,7 @@ class ResultStore:
         return found
 
     def keep(self, result: Result, score: Score, scored: ImageFeatures) -> None:
-        """Writes a result, and its predictions first, so that a result on disk is complete.
+        """Writes a result, and its predictions first, so that a result on disk, or in a store, is complete.
 
         Args:
             result: made of the score.
@@ -119,5 +120,5 @@ class ResultStore:
             named = {"keys": np.asarray(scored.keys)} if scored.keys is not None else {}
             if scored.labels is not None:
                 named["label"] = scored.labels.numpy()
-            save_predictions(result, {**score.predictions, **named}, self._output_dir)
-        write_result(result, self._output_dir)
+            storage.publish(save_predictions(result, {**score.predictions, **named}, self._output_dir))
+        storage.publish(write_result(result, self._output_dir))

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from crawl2clip import storage
 from crawl2clip.config import CONFIG_DIR
 from crawl2clip.errors import ConfigError, Crawl2ClipError
+from crawl2clip.store_copies import copy_folder
 from evaluate.cache import CacheEntry, FeatureCache
 from evaluate.data.manifest_writer import write_dataset_manifest
 from evaluate.reports.compare import compare
@@ -40,8 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--limit", help="prune: what may stay, such as 20GB or 500MB; 0 empties the cache")
     cache.set_defaults(run=_cache)
     compare = commands.add_parser("compare", help="paired tests between the results of two runs")
-    compare.add_argument("run_a", type=Path, help="output folder of a run with save_predictions=true")
-    compare.add_argument("run_b", type=Path, help="another one")
+    compare.add_argument(
+        "run_a", help="output folder of a run with save_predictions=true; s3://bucket/folder too"
+    )
+    compare.add_argument("run_b", help="another one")
     compare.add_argument("--output", type=Path, help="folder for comparison.md and comparison.html")
     compare.set_defaults(run=_compare)
     manifest = commands.add_parser(
@@ -119,7 +123,10 @@ def size_of(text: str) -> int:
 
 
 def _compare(asked: argparse.Namespace) -> None:
-    comparison = compare(asked.run_a, asked.run_b)
+    folders = [storage.local_path(run) for run in (asked.run_a, asked.run_b)]
+    for folder in folders:
+        copy_folder(folder)
+    comparison = compare(*folders)
     print(comparison_markdown(comparison))
     if asked.output is not None:
         for path in write_comparison(comparison, asked.output):

@@ -5,6 +5,7 @@
 #   CRAWL2CLIP_SRUN       options of srun (Pyxis)
 #   CRAWL2CLIP_CONTAINER  what stands before a program (Apptainer)
 #   CRAWL2CLIP_RENDEZVOUS host that all nodes can reach, on the first node; else the address that Slurm has of it
+#   CRAWL2CLIP_SCRATCH    where s3:// addresses are worked on; several nodes that train in one need a folder they share
 #   CRAWL2CLIP_PORT       its port; else one that follows from the job's number
 # shellcheck shell=bash
 
@@ -43,10 +44,25 @@ for word in "$@"; do
     fi
 done
 
+# folder_of PLACE: the folder of this machine that is written to for it. What is at s3:// is worked on in
+# CRAWL2CLIP_SCRATCH; without it, in the temporary folder, which needs no check.
+folder_of() {
+    if [[ $1 == s3://* ]]; then
+        printf '%s' "${CRAWL2CLIP_SCRATCH:-}"
+    else
+        printf '%s' "$1"
+    fi
+}
+
 # check_nodes WRITABLE_FOLDER...: every node says whether it can do the job; the first that cannot ends it.
 check_nodes() {
+    local FOLDERS=() FOLDER
+    for FOLDER in "$@"; do
+        FOLDER=$(folder_of "$FOLDER")
+        [[ -n $FOLDER ]] && FOLDERS+=("$FOLDER")
+    done
     "${SRUN[@]}" --ntasks-per-node=1 --kill-on-bad-exit=0 "${RUN[@]}" -m crawl2clip.node_check \
-        --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$HEAD:$PORT" --needs-gpu "$NEEDS_GPU" "$@" || {
+        --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$HEAD:$PORT" --needs-gpu "$NEEDS_GPU" "${FOLDERS[@]}" || {
         echo "error: preflight failed, nothing was started: see the lines above for what to mend" >&2
         exit 3
     }

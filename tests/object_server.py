@@ -1,12 +1,14 @@
 """A folder as a web server and as an object store, on loopback, with every kind of trouble.
 
-The S3 side answers the requests that s3fs makes (HEAD, ranged GET, list, 404), without signatures being checked.
+The S3 side answers the requests that s3fs makes (HEAD, ranged GET, PUT at once and in parts, DELETE, list, 404),
+without signatures being checked.
 """
 
 import hashlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -27,26 +29,49 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def do_PUT(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
         data = self._body()
+        self.owner.arriving(path)
+        if "uploadId" in query:
+            self.owner.parts[query["uploadId"][0]][int(query["partNumber"][0])] = data
+            return self._send(200, b"", {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
         if self.owner.refused_puts.get(path.rpartition("/")[2], 0):
             self.owner.refused_puts[path.rpartition("/")[2]] -= 1
             return self._send(403, b"", {})
-        file = self.owner.folder / path.lstrip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
         source = unquote(self.headers.get("x-amz-copy-source", ""))
         if source:
             data = (self.owner.folder / source.lstrip("/")).read_bytes()
-        self.owner.puts.append(path)
-        whole = file.with_name(f".{file.name}.{threading.get_ident()}")
-        whole.write_bytes(data)
-        whole.replace(file)  # an object appears whole
-        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        tag = self._store(path, data)
         form = "http://s3.amazonaws.com/doc/2006-03-01/"
         answer = f'<CopyObjectResult xmlns="{form}"><ETag>{tag}</ETag></CopyObjectResult>' if source else ""
         self._send(200, answer.encode(), {"ETag": tag})
 
+    def do_POST(self) -> None:
+        """An object in several parts: begun, and put together."""
+        path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query, True)
+        self._body()
+        form = "http://s3.amazonaws.com/doc/2006-03-01/"
+        if "uploads" in query:
+            upload = f"upload-{len(self.owner.parts)}"
+            self.owner.parts[upload] = {}
+            answer = f'<InitiateMultipartUploadResult xmlns="{form}"><UploadId>{upload}</UploadId>'
+            return self._send(200, f"{answer}</InitiateMultipartUploadResult>".encode(), {})
+        parts = self.owner.parts.pop(query["uploadId"][0])
+        tag = self._store(path, b"".join(parts[number] for number in sorted(parts)))
+        answer = f'<CompleteMultipartUploadResult xmlns="{form}"><ETag>{tag}</ETag>'
+        self._send(200, f"{answer}</CompleteMultipartUploadResult>".encode(), {})
+
+    def _store(self, path: str, data: bytes) -> str:
+        file = self.owner.folder / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.owner.puts.append(path)
+        whole = file.with_name(f".{file.name}.{threading.get_ident()}")
+        whole.write_bytes(data)
+        whole.replace(file)  # an object appears whole
+        return f'"{hashlib.md5(data).hexdigest()}"'
+
     def do_DELETE(self) -> None:
+        self.owner.removed.append(unquote(urlsplit(self.path).path))
         (self.owner.folder / unquote(urlsplit(self.path).path).lstrip("/")).unlink(missing_ok=True)
         self._send(204, b"", {})
 
@@ -130,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             names = [name for name in names if delimiter not in name.removeprefix(prefix)]
         items = "".join(
             f"<Contents><Key>{name}</Key><Size>{(self.owner.folder / bucket / name).stat().st_size}</Size>"
-            "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
+            f"<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>{self._tag(bucket, name)}</ETag></Contents>"
             for name in names
         )
         items += "".join(
@@ -139,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         form = "http://s3.amazonaws.com/doc/2006-03-01/"
         xml = f'<ListBucketResult xmlns="{form}"><IsTruncated>false</IsTruncated>{items}</ListBucketResult>'
         self._send(200, xml.encode(), {"Content-Type": "application/xml"})
+
+    def _tag(self, bucket: str, name: str) -> str:
+        return hashlib.md5((self.owner.folder / bucket / name).read_bytes()).hexdigest()
 
     def _send(self, status, data, headers, body=True, kind="") -> None:
         self.send_response(status)
@@ -184,7 +212,10 @@ class ObjectServer:
         changing: path ending -> bytes added to the file after a request for its body.
         changes_left: how often that is done.
         puts: the paths of the objects that were put or copied, in order.
+        removed: the paths of the objects that were asked to be removed, in order.
         refused_puts: name of an object -> how many times putting it is refused.
+        arriving: called with the path of an object whose bytes have come, before it is there.
+        parts: of objects that are put in several parts and not yet whole, by upload.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -198,7 +229,10 @@ class ObjectServer:
         self.changing: dict[str, bytes] = {}
         self.changes_left = 0
         self.puts: list[str] = []
+        self.removed: list[str] = []
         self.refused_puts: dict[str, int] = {}
+        self.arriving: Callable[[str], None] = lambda _: None
+        self.parts: dict[str, dict[int, bytes]] = {}
         handler = type("Handler", (_Handler,), {"owner": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -215,7 +249,13 @@ class ObjectServer:
 
 def s3_environment(monkeypatch, server: ObjectServer, folder: Path) -> None:
     """Points s3fs at the server, for this test and the processes it starts."""
-    for name, value in {
+    for name, value in s3_variables(server, folder).items():
+        monkeypatch.setenv(name, value)
+
+
+def s3_variables(server: ObjectServer, folder: Path) -> dict[str, str]:
+    """The environment in which s3fs asks the server."""
+    return {
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "y",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -223,5 +263,4 @@ def s3_environment(monkeypatch, server: ObjectServer, folder: Path) -> None:
         "AWS_EC2_METADATA_DISABLED": "true",
         "no_proxy": "127.0.0.1",
         "AWS_ENDPOINT_URL": server.url,
-    }.items():
-        monkeypatch.setenv(name, value)
+    }

@@ -6,6 +6,7 @@ own name means nothing in another process.
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 
 import train.run as training
+from crawl2clip import storage
 from crawl2clip.distributed import World
 from train.checkpoints import checkpoint_write
+from train.checkpoints.published_run import PublishedRun
 from train.config import TrainConfig
 from train.step import TrainStep
 
@@ -79,6 +82,55 @@ def train_with_nan(world: World, config: TrainConfig, step: int, rank: int) -> i
 def train_and_signal(world: World, config: TrainConfig, step: int, rank: int) -> int:
     """A run in which one rank gets SIGUSR1 before `step`."""
     _before_step(step, lambda _: world.rank == rank and os.kill(os.getpid(), signal.SIGUSR1))
+    return training.train(config, world)
+
+
+def in_environment(
+    world: World, variables: dict[str, str], program: Callable[..., Any], *arguments: Any
+) -> Any:
+    """A program on ranks whose environment has some variables more: ranks are forked from an older one."""
+    os.environ.update(variables)
+    return program(world, *arguments)
+
+
+def train_and_die_publishing(world: World, config: TrainConfig, name: str, request: int = 1) -> int:
+    """A run that SIGKILL ends in the middle of publishing, before a request for the object whose address ends so."""
+    plain, asked_for = storage.asked, []
+
+    def asked(address: str, ask: Callable[[Any], Any]) -> Any:
+        if address.endswith(name):
+            asked_for.append(address)
+        if len(asked_for) == request:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(address, ask)
+
+    storage.asked = asked
+    at_once(PublishedRun)
+    return training.train(config, world)
+
+
+def at_once(published: type[PublishedRun]) -> None:
+    """Publishes in the thread that saves, so that a test knows what is in the store at a step."""
+    plain = published.wake
+
+    def wake(self: PublishedRun) -> None:
+        self.try_to_publish()
+        plain(self)
+
+    published.wake = wake
+
+
+def train_while_put(world: World, config: TrainConfig, name: str, step: int) -> int:
+    """A run whose store takes an object only when training is at `step`."""
+    plain, reached = storage.asked, threading.Event()
+
+    def asked(address: str, ask: Callable[[Any], Any]) -> Any:
+        if address.endswith(name) and not reached.wait(120):
+            raise TimeoutError(f"training has not come to step {step}")
+        return plain(address, ask)
+
+    storage.asked = asked
+    _before_step(step, lambda _: reached.set())
     return training.train(config, world)
 
 

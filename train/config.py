@@ -66,7 +66,9 @@ class TrainConfig:
     """Everything `python -m train` can be told."""
 
     run_name: str = MISSING  # names the run's folder and its line in wandb
-    run_folder: str = MISSING  # where everything of the run is written; the same folder resumes
+    run_folder: str = (
+        MISSING  # where everything of the run is written, s3://bucket/folder too; the same one resumes
+    )
     seed: int = MISSING  # of weights, sample order, augmentation and dropout; 0 or more
     device: str = MISSING  # auto, cpu or cuda
     dry_run: bool = MISSING  # check everything that can be checked without training, show it, and stop

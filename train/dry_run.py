@@ -6,10 +6,10 @@ starts. `preflight.num_nodes` and `preflight.gpus_per_node` say what machines th
 
 import dataclasses
 import os
-from pathlib import Path
 
 import torch
 
+from crawl2clip import storage
 from crawl2clip.distributed import pick_device
 from crawl2clip.models import architecture_of
 from crawl2clip.shards import list_shards
@@ -116,7 +116,7 @@ def _check_model(
     given = config.preflight.device_memory_gb
     room = int(given * 1e9) if given is not None else device_bytes(device, max(1, world_size))
     check_memory(report, model, request, spread, lambda plain: build_optimizer(plain, config.optimizer), room)
-    folder = Path(config.run_folder)
+    folder = storage.local_path(config.run_folder)
     check_disk(
         report,
         folder,

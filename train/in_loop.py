@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from omegaconf import MISSING
 from torch import nn
 
+from crawl2clip import storage
 from crawl2clip.distributed import World
 from crawl2clip.encoder import encoder_of
 from crawl2clip.errors import ConfigError
 from crawl2clip.models import ModelConfig
 from evaluate.averages import averages_of
 from evaluate.config import SuiteConfig
-from evaluate.data.datasets import EvaluationDataset, open_datasets
+from evaluate.data.datasets import EvaluationDataset, bring_datasets, open_datasets
 from evaluate.run import evaluate
 from train.model.precision import PrecisionConfig, encoder_precision
 
@@ -26,7 +26,7 @@ class EvaluationConfig:
     suite: SuiteConfig | None = (
         None  # a choice of configs/suite (suite@evaluation.suite=...); null scores nothing
     )
-    data_root: str = MISSING  # folder that the data sets' paths start from
+    data_root: str = MISSING  # folder that the data sets' paths start from, or s3://bucket/folder
     image_batch_size: int = MISSING  # images a forward pass on one rank
     num_workers: int = MISSING  # processes a rank that decode images
     max_bad_images: int = MISSING  # undecodable images allowed in a split
@@ -42,15 +42,17 @@ class EvaluationConfig:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; give {least} or more")
 
 
-def open_evaluation(config: EvaluationConfig) -> list[EvaluationDataset]:
-    """The data sets to score on, opened and checked before training starts; none without a suite.
+def open_evaluation(config: EvaluationConfig, world: World) -> list[EvaluationDataset]:
+    """The data sets to score on, opened and checked before training starts; none without a suite. Collective.
 
     Raises:
         ConfigError, DataError: a data set is missing or does not fit its task.
     """
     if config.suite is None:
         return []
-    return open_datasets(config.suite.datasets, data_root=Path(config.data_root))
+    data_root = storage.local_path(config.data_root)
+    bring_datasets(config.suite.datasets, data_root, world)
+    return open_datasets(config.suite.datasets, data_root=data_root)
 
 
 def evaluate_live(

@@ -13,6 +13,7 @@ from typing import Any
 from crawl2clip.distributed import World
 from crawl2clip.errors import Crawl2ClipError, DataError
 from evaluate.data.datasets import EvaluationDataset
+from train.checkpoints.published_run import PublishedRun
 from train.checkpoints.saving import Saver, is_due
 from train.checkpoints.state_files import StateFiles
 from train.config import Plan, TrainConfig
@@ -62,6 +63,7 @@ class Tools:
     world: World
     scored: list[EvaluationDataset]
     saver: Saver
+    published: PublishedRun | None  # on rank 0 of a run in an object store
     guard: Guard
     accounting: Accounting
     flops: Flops

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from crawl2clip import storage
 from crawl2clip.config import save_config
 from crawl2clip.distributed import World, distributed
 from crawl2clip.errors import DataError
@@ -21,8 +22,11 @@ from crawl2clip.files import read_json, write_json
 from crawl2clip.logs import progress as progress_bar
 from crawl2clip.logs import provenance, setup_logging
 from crawl2clip.models import CONFIG_NAME
+from evaluate.ranks import on_main
 from train.card import card_of_run
 from train.checkpoints.checkpoint_folder import find_newest, list_checkpoints, remove_checkpoint
+from train.checkpoints.open_published import bring_log, open_published
+from train.checkpoints.published_run import PublishedRun
 from train.checkpoints.saving import Saver
 from train.checkpoints.state_files import StateFiles
 from train.config import Plan, TrainConfig, make_plan, validate
@@ -55,9 +59,10 @@ def run(config: TrainConfig, composed: DictConfig) -> int:
         report.check()
         return 0
     validate(config, int(os.environ.get("WORLD_SIZE", "1")))
-    folder = Path(config.run_folder)
+    folder = storage.local_path(config.run_folder)
     set_communication_environment(os.environ, folder)
     with distributed(config.watchdog.comm_timeout_s, config.device) as world:
+        on_main(world, lambda: bring_log(folder))
         if world.is_main:
             save_config(composed, folder)
             write_json(folder / "provenance.json", provenance())
@@ -68,6 +73,8 @@ def run(config: TrainConfig, composed: DictConfig) -> int:
 def train(config: TrainConfig, world: World) -> int:
     """Trains to the end, or until a signal asks to stop; the same call goes on from the last checkpoint.
 
+    A run whose folder is in an object store goes on from what is there, on any machine.
+
     Returns:
         0 when the run is complete, STOPPED_EXIT_CODE when it saved and stopped on SIGTERM or SIGUSR1.
 
@@ -75,23 +82,28 @@ def train(config: TrainConfig, world: World) -> int:
         ConfigError, DataError: settings, data or a checkpoint do not fit.
         UnstableError: loss or gradient are not to be trusted, and the settings say stop; on every rank.
     """
-    folder = Path(config.run_folder)
+    folder = storage.local_path(config.run_folder)
     check_precision(config.precision.name, world.device)
     set_matmul_precision(config.precision.name)
     samples = find_samples(config.data, world)
     plan = make_plan(config, len(samples), world.world_size)
     identity = identity_of(config, plan)
+    published = open_published(folder, config.checkpoint, world)
     state = find_newest(folder / "checkpoints", repair=True, world=world)
     if state is not None:
         check_resume(state, identity, plan)
     progress = Progress.of(state)
     log_startup(config, plan, state, world)
     if progress.step >= plan.total_steps and exported_step(folder / "export") == progress.step:
+        publish(published, world)  # what an earlier start may not have come to
         logger.info("the run is complete: %s", folder / "export")
         return 0
 
     with ExitStack() as stack:
-        tools = make_tools(config, plan, progress, identity, world, stack)
+        if published is not None:
+            stack.callback(published.close)
+            published.start()
+        tools = make_tools(config, plan, progress, identity, world, published, stack)
         data, texts = None, None
         while True:
             stage = stage_of(plan.stages, progress.step + 1)
@@ -107,6 +119,7 @@ def train(config: TrainConfig, world: World) -> int:
             ending = run_steps(session, tools, progress)
             tools.saver.finish()
             if ending.reason is Reason.stopped:
+                on_main(world, lambda: published.try_to_publish() if published is not None else None)
                 if world.is_main:
                     by = tools.request.received or "a signal on another rank"
                     logger.warning("saved and stopped by %s; the same command goes on (exit status 75)", by)
@@ -120,14 +133,30 @@ def train(config: TrainConfig, world: World) -> int:
                 state = find_newest(folder / "checkpoints", repair=False, world=world)
                 tools.guard.forget()
         export(session, tools, progress, folder)
+        publish(published, world)
     return 0
 
 
+def publish(published: PublishedRun | None, world: World) -> None:
+    """Waits until everything is in the store. Collective.
+
+    Raises:
+        DataError: it cannot be put there; on every rank.
+    """
+    on_main(world, lambda: published.publish() if published is not None else None)
+
+
 def make_tools(
-    config: TrainConfig, plan: Plan, progress: Progress, identity: dict, world: World, stack: ExitStack
+    config: TrainConfig,
+    plan: Plan,
+    progress: Progress,
+    identity: dict,
+    world: World,
+    published: PublishedRun | None,
+    stack: ExitStack,
 ) -> Tools:
     """Everything that lives as long as the run; `stack` closes it."""
-    folder = Path(config.run_folder)
+    folder = storage.local_path(config.run_folder)
     guard = Guard(config.safety, config.loss.max_logit_scale)
     if progress.guard:
         guard.load_state_dict(progress.guard)
@@ -146,7 +175,7 @@ def make_tools(
         config=config,
         plan=plan,
         world=world,
-        scored=open_evaluation(config.evaluation),
+        scored=open_evaluation(config.evaluation, world),
         saver=stack.enter_context(
             # Rank 0 gives up on a part before the others' collectives give up on rank 0.
             Saver(
@@ -155,8 +184,10 @@ def make_tools(
                 world,
                 identity,
                 timeout_s=0.9 * config.watchdog.comm_timeout_s,
+                follower=published,
             )
         ),
+        published=published,
         guard=guard,
         accounting=Accounting(
             world_size=world.world_size,
@@ -214,6 +245,8 @@ def roll_back(ending: Ending, tools: Tools, progress: Progress) -> StateFiles:
         for path in list_checkpoints(folder):
             if int(path.name[5:]) > state.step:
                 remove_checkpoint(path)
+    if tools.published is not None:
+        tools.published.roll_back(state.step)
     tools.world.barrier()
     progress.step, progress.position = state.step, plan.position
     progress.skipped_samples = plan.position - tools.plan.samples_seen(state.step)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.submit import CHECKOUT
-from data_pipeline import storage
 from data_pipeline.completion import is_finished, make_shard, publish_shard, temporary_folder
 from data_pipeline.executors.local import describe_error
 from data_pipeline.stage import Outcome, Shard, Stage

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crawl2clip import storage
 from crawl2clip.cluster import explain_refusal, job_environment, load_cluster, sbatch_options
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import atomic_path, read_json, write_json
 from crawl2clip.submit import CHECKOUT, partitions
-from data_pipeline import storage
 from data_pipeline.completion import finished_names
 from data_pipeline.stage import Outcome, Shard, Stage
 

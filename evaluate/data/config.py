@@ -50,7 +50,7 @@ class DatasetConfig:
     metric: str = MISSING  # the headline; few_shot always shows acc1 for its largest k
 
     # Where it is. A folder in webdataset layout is taken first; else `builder` says how the folder is to be read.
-    path: str | None = None  # folder, relative to data_root; null: the data set's name
+    path: str | None = None  # folder, relative to data_root, or s3://bucket/folder; null: the data set's name
     # CLIP_benchmark's name, or image_folder, sugar_crepe/<set>, winoground, winogavil
     builder: str | None = None
     # owner/name[@revision] of a hub data set in webdataset layout, fetched when it is missing and download=true

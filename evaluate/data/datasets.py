@@ -15,11 +15,13 @@ from evaluate.data.config import METRICS_ALONE, TRAINED_TASKS, DatasetConfig, Ta
 from evaluate.data.groups import groups_of_samples, read_groups
 from evaluate.data.opening import AnySplit, fetch, open_split
 from evaluate.data.prompts import Prompts
+from evaluate.data.stored import bring_datasets, dataset_folder
 
 __all__ = [
     "DatasetConfig",
     "EvaluationDataset",
     "Task",
+    "bring_datasets",
     "fetch_datasets",
     "open_dataset",
     "open_datasets",
@@ -97,7 +99,7 @@ def open_dataset(
     name: str, config: DatasetConfig, *, data_root: Path, download: bool = False
 ) -> EvaluationDataset:
     """Opens one data set; arguments and errors as in `open_datasets`."""
-    folder = data_root / (config.path or name)
+    folder = dataset_folder(name, config, data_root)
     if download:
         fetch(name, config, folder)
     trains = any(task in TRAINED_TASKS for task in config.tasks)

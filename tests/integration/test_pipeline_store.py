@@ -16,12 +16,13 @@ from crawl_files import image, member, wat_record, wat_value
 from object_server import ObjectServer, s3_environment
 from toy_stages import InlineExecutor, ToyStage, outputs
 
+from crawl2clip import storage
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json, write_json
 from crawl2clip.schema import DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import ShardWriter
 from crawl2clip.shards import read_manifest as read_shard_manifest
-from data_pipeline import reshard, select, storage, tag
+from data_pipeline import reshard, select, tag
 from data_pipeline.executors.local import LocalExecutor
 from data_pipeline.language import LanguageDetector
 from data_pipeline.recipe import RecipeConfig, RuleConfig
@@ -140,7 +141,8 @@ def test_an_input_that_was_made_again_is_brought_again(server):
     assert list(path.parent.iterdir()) == []
     (folder / "a.txt").unlink()
     with pytest.raises(
-        DataError, match=r"s3://bucket/run/a\.txt is not in the store; run the stage that writes it"
+        DataError,
+        match=r"s3://bucket/run/a\.txt is not in the store; check the address, or run what writes it",
     ):
         storage.fetch(path)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import MISSING
 
@@ -87,6 +87,18 @@ def is_due(config: SaveConfig, step: int, since_save_s: float) -> bool:
     return config.every_minutes is not None and since_save_s >= 60 * config.every_minutes
 
 
+class Follower(Protocol):
+    """Who does something with checkpoints once they are saved (train/checkpoints/published_run.py); on rank 0."""
+
+    @property
+    def being_put(self) -> int | None:
+        """The step whose files must stay for now."""
+        ...
+
+    def wake(self) -> None:
+        """A checkpoint is saved, old ones are removed; returns at once."""
+
+
 class Saver:
     """Saves a run's state, one save at a time; every rank has one and calls its methods at the same steps.
 
@@ -103,6 +115,7 @@ class Saver:
         identity: Mapping[str, Any],
         *,
         timeout_s: float = 1800.0,
+        follower: Follower | None = None,
     ) -> None:
         """Agrees with the other ranks on names; call it after `find_newest`.
 
@@ -112,6 +125,7 @@ class Saver:
             world: the ranks.
             identity: what a run must share to go on from these checkpoints; JSON-able.
             timeout_s: how long rank 0 waits for the other ranks' parts of one checkpoint.
+            follower: told of each saved checkpoint; None for nobody.
         """
         self.folder = folder
         self.saved_at_s = time.monotonic()
@@ -119,6 +133,7 @@ class Saver:
         self._world = world
         self._identity = dict(identity)
         self._timeout_s = timeout_s
+        self._follower = follower
         # Parts that an earlier, killed run left under the same step must not be taken for this run's.
         self._token: str = world.all_gather_object(uuid.uuid4().hex[:8])[0]
         self._num_saves = 0
@@ -194,7 +209,7 @@ class Saver:
             world_size=self._world.world_size,
             token=f"{self._token}-{self._num_saves}",
             timeout_s=self._timeout_s,
-            committed=lambda: self._prune(step),
+            committed=lambda: self._committed(step),
         )
         if not self._config.asynchronous:
             self.finish()
@@ -254,6 +269,11 @@ class Saver:
         found = self._world.all_gather_object(write.problem())
         return [f"rank {rank}: {problem}" for rank, problem in enumerate(found) if problem is not None]
 
+    def _committed(self, step: int) -> None:
+        self._prune(step)
+        if self._follower is not None:
+            self._follower.wake()
+
     def _prune(self, newest: int) -> None:
         there = {step_of(path): path for path in list_checkpoints(self.folder)}
         self._saved = {step: self._saved.get(step, {}) for step in there}
@@ -263,6 +283,8 @@ class Saver:
             keep_every_steps=self._config.keep_every_steps,
             best=self._config.keep_best,
         )
+        if self._follower is not None and self._follower.being_put is not None:
+            keep.add(self._follower.being_put)  # goes after the next save
         for step, path in there.items():
             if step in keep or step == newest:
                 continue

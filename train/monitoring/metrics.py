@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import atomic_path
 
@@ -196,8 +197,9 @@ def _start_wandb(folder: Path, wandb_config: WandbConfig, run_name: str, setting
             "wandb.enabled=true and wandb is not installed; pip install wandb, or set it to false"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    # One id for every restart of a run, so that they become one curve.
-    run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    # One id for every restart of a run, on any machine, so that they become one curve.
+    place = storage.address_of(folder) or str(folder.resolve())
+    run_id = hashlib.sha256(place.encode()).hexdigest()[:16]
     return wandb.init(
         project=wandb_config.project,
         name=run_name,

@@ -2,7 +2,8 @@
 
 An address `s3://bucket/run/raw/0.tar` has one local path, `<scratch>/s3:/bucket/run/raw/0.tar`, and from that path the
 address can be told again. So stages know local paths only: the frame brings inputs to these paths before a shard is
-made, and puts outputs at their addresses afterwards, the completion marker last. A store has no rename, and needs
+made, and puts outputs at their addresses afterwards, the completion marker last. Training and evaluation do the same
+with checkpoints and results. A store has no rename, and needs
 none: an object appears whole or not at all, and without its marker nobody looks at it. Of a path that is not below
 the scratch folder, all functions here do nothing.
 
@@ -75,7 +76,7 @@ def exists(path: str | Path) -> bool:
     if os.path.exists(path):
         return True
     address = address_of(path)
-    return address is not None and _asked(address, lambda system: system.isfile(address))
+    return address is not None and asked(address, lambda system: system.isfile(address))
 
 
 def fetch(path: str | Path) -> bool:
@@ -90,7 +91,7 @@ def fetch(path: str | Path) -> bool:
     address = address_of(path)
     if address is None:
         return False
-    version = _asked(address, lambda system: _version(system.info(address, refresh=True)))
+    version = asked(address, lambda system: _version(system.info(address, refresh=True)))
     noted = _version_note(Path(path))
     if os.path.exists(path) and noted.exists() and noted.read_text() == version:
         return False
@@ -104,7 +105,7 @@ def fetch_newest(path: str | Path) -> None:
     address = address_of(path)
     if address is None:
         return
-    if _asked(address, lambda system: system.isfile(address)):
+    if asked(address, lambda system: system.isfile(address)):
         _get(address, Path(path))
     else:
         Path(path).unlink(missing_ok=True)
@@ -120,7 +121,7 @@ def fetch_all(folder: str | Path) -> None:
     """Brings all objects below a folder, in their newest versions."""
     address = address_of(folder)
     if address is not None:
-        for name in _asked(address, lambda system: system.find(address)):
+        for name in asked(address, lambda system: system.find(address)):
             fetch_newest(local_path(SCHEME + name))
 
 
@@ -136,8 +137,8 @@ def publish(path: str | Path) -> None:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         address = address_of(file)
         assert address is not None
-        if file.is_file():
-            _asked(address, lambda system, f=file, a=address: system.put_file(str(f), a))
+        if file.is_file() and TEMPORARY_MARK not in file.name:
+            asked(address, lambda system, f=file, a=address: system.put_file(str(f), a))
 
 
 def remove(path: str | Path) -> None:
@@ -145,7 +146,7 @@ def remove(path: str | Path) -> None:
     Path(path).unlink(missing_ok=True)
     address = address_of(path)
     if address is not None and exists(path):
-        _asked(address, lambda system: system.rm_file(address))
+        asked(address, lambda system: system.rm_file(address))
 
 
 def names_in(folder: str | Path, suffix: str) -> set[str]:
@@ -175,7 +176,7 @@ def folders_with(folder: str | Path, name: str, depth: int) -> list[Path]:
         try:
             return [
                 entry["name"]
-                for entry in _asked(parent, lambda system: system.ls(parent, detail=True, refresh=True))
+                for entry in asked(parent, lambda system: system.ls(parent, detail=True, refresh=True))
                 if entry["type"] == "directory"
             ]
         except DataError:
@@ -215,7 +216,7 @@ def copy(source: Path, target: Path) -> None:
     here, there = address_of(source), address_of(target)
     assert here is not None
     assert there is not None
-    _asked(there, lambda system: system.copy(here, there))
+    asked(there, lambda system: system.copy(here, there))
 
 
 @contextmanager
@@ -230,7 +231,7 @@ def reading(path: str | Path) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
     else:
-        with _asked(address, lambda system: system.open(address, "rb", cache_type="none")) as file:
+        with asked(address, lambda system: system.open(address, "rb", cache_type="none")) as file:
             yield file
 
 
@@ -246,7 +247,7 @@ def _get(address: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
     try:
-        _asked(address, lambda system: system.get_file(address, str(temporary)))
+        asked(address, lambda system: system.get_file(address, str(temporary)))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -266,7 +267,7 @@ def _listed(address: str) -> list[str]:
         except FileNotFoundError:
             return []
 
-    return _asked(prefix, ask)
+    return asked(prefix, ask)
 
 
 @lru_cache(maxsize=1)
@@ -285,7 +286,7 @@ def _system(process: int) -> Any:
         ) from error
 
 
-def _asked(address: str, ask: Callable[[Any], T]) -> T:
+def asked(address: str, ask: Callable[[Any], T]) -> T:
     system = _system(os.getpid())
     from aiohttp import ClientError as ConnectionFailed
     from botocore.exceptions import BotoCoreError, ClientError
@@ -293,7 +294,7 @@ def _asked(address: str, ask: Callable[[Any], T]) -> T:
     try:
         return ask(system)
     except FileNotFoundError as error:
-        raise DataError(f"{address} is not in the store; run the stage that writes it") from error
+        raise DataError(f"{address} is not in the store; check the address, or run what writes it") from error
     except PermissionError as error:
         raise DataError(
             f"{address}: the store refuses ({error}); give credentials that may read and write there (AWS_PROFILE, or "
