@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from omegaconf import MISSING
-
+from crawl2clip.missing import MISSING
 from data_pipeline.fetch_config import check_number
 
 PIXEL_LIMIT = 89_478_484  # what LAION used: Pillow refuses more
