@@ -37,6 +37,17 @@ def shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA) if shrunk is None else shrunk
 
 
+def shrink_grey(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """As `shrink`, for [H, W] uint8 to [height, width]."""
+    compiled = compiled_shrink()
+    if compiled is not None and (pixels.shape[1] % width or pixels.shape[0] % height):
+        # Three channels at once take less time than OpenCV takes for one.
+        shrunk = compiled(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), width, height)
+        if shrunk is not None:
+            return np.ascontiguousarray(shrunk[:, :, 0])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
 @cache
 def compiled_shrink() -> Shrink | None:
     """`shrink` by compiled code, which gives None for what it leaves to OpenCV; None where it cannot be used."""

@@ -16,7 +16,7 @@ from PIL import Image
 from sample_images import image_file, pixels
 
 from data_pipeline import area_resize, native
-from data_pipeline.area_resize import bind, compiled_shrink, shrink
+from data_pipeline.area_resize import bind, compiled_shrink, shrink, shrink_grey
 from data_pipeline.image_config import Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
 from data_pipeline.images import process_image
 
@@ -109,6 +109,15 @@ def test_pixels_of_usual_and_of_odd_sizes_are_opencvs(width, height, new_width, 
 def test_what_compiled_code_does_not_know_is_opencvs(picture):
     assert bind(LIBRARY)(picture, 32, 32) is None
     assert np.array_equal(shrink(picture, 32, 32), opencv(picture, 32, 32))
+
+
+@needs_compiled
+@given(sides, sides, st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_grey_pixels_are_opencvs_too(width, height, seed):
+    grey = noise(width, height, seed)[:, :, 1].copy()
+    for side in (1, 7, 32):
+        assert np.array_equal(shrink_grey(grey, side, side), opencv(grey, side, side))
 
 
 # A picture between two pages that may not be read, at the end of the allowed ones and at their beginning.
