@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _PACKAGES = (
     "torch", "open_clip_torch", "timm", "webdataset", "numpy", "pyarrow", "polars", "deepspeed", "clip_benchmark",
@@ -25,8 +25,12 @@ class _TqdmHandler(logging.StreamHandler):
     """Writes records above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:  # there is no bar yet; a worker has none and does without the import
+            return super().emit(record)
+        from tqdm import tqdm
+
         with tqdm.external_write_mode(file=sys.stderr):
-            super().emit(record)
+            return super().emit(record)
 
 
 def setup_logging(rank: int = 0, world_size: int = 1, folder: Path | None = None) -> None:
@@ -62,8 +66,10 @@ def progress(
     desc: str,
     unit: str,
     disable: bool = False,
-) -> tqdm:
+) -> "tqdm":
     """A progress bar on stderr; where stderr is a file, a line every ten seconds is enough."""
+    from tqdm import tqdm
+
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         iterable,
@@ -91,6 +97,8 @@ def provenance() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _AHEAD = 2  # files that a decoder has at a time
 _MAX_STARTS_IN_A_ROW = 5  # decoders that die before they are ready; then something is wrong with the machine
+# glibc gives the pixels of every image back to the system and asks for them anew, page by page: a tenth of the time of
+# a decoder. So it keeps up to 64 MB.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 _START = "import sys; from data_pipeline.decode_process import main; main(int(sys.argv[1]))"
 
 
@@ -153,10 +156,14 @@ class _Decoder(asyncio.Protocol):
         for end in (ours, theirs):
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": "1",
-        }
+        environment = (
+            os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "OMP_NUM_THREADS": "1",
+            }
+            | _KEEP_MEMORY
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START, str(theirs.fileno())],
             pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL,

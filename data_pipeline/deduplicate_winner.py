@@ -6,7 +6,6 @@ order of the values, and only as long as they are equal: nearly all are told apa
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from crawl2clip.schema import CANDIDATE_SCHEMA
 from data_pipeline.deduplicate_rows import one_array
@@ -91,6 +90,8 @@ def _in_order(column: pa.ChunkedArray) -> np.ndarray:
     dates = _date_numbers(column)
     if dates is not None:
         return dates
+    import pyarrow.compute as pc  # a twentieth of a second, for those who sort
+
     ranks = pc.call_function(
         "rank", [column], pc.RankOptions("ascending", tiebreaker="dense")
     )  # nulls at the end

@@ -22,10 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from omegaconf import MISSING
-
 from crawl2clip.download_status import DownloadStatus
 from crawl2clip.errors import ConfigError
+from crawl2clip.missing import MISSING
 from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA
 from data_pipeline.decoders import DecoderLimits, Decoders
 from data_pipeline.fetch import Fetched, Fetcher

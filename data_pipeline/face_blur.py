@@ -6,7 +6,6 @@ The image is blurred where the boxes are, before it is resized, so no sharp face
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 _MARGIN = 0.1  # of a box's longer side, added around it: detectors cut foreheads and chins off
@@ -23,6 +22,8 @@ def blur_boxes(pixels: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarr
     height, width = pixels.shape[:2]
     if not boxes:
         return pixels
+    import cv2  # workers read boxes without it
+
     blurred = pixels.copy()
     for left, top, right, bottom in boxes:
         margin = _MARGIN * max((right - left) * width, (bottom - top) * height)

@@ -3,9 +3,8 @@
 import re
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from crawl2clip.errors import ConfigError
+from crawl2clip.missing import MISSING
 from data_pipeline.policy import PolicyConfig
 
 _USER_AGENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*/[\w.+-]+ \(\+https?://[^\s()]+\)")

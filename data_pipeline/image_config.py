@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from omegaconf import MISSING
-
+from crawl2clip.missing import MISSING
 from data_pipeline.fetch_config import check_number
 
 PIXEL_LIMIT = 89_478_484  # what LAION used: Pillow refuses more
@@ -21,7 +20,7 @@ class ResizeMode(Enum):
 
 
 class Decoding(Enum):
-    """How JPEGs are decoded. `scaled`: at the smallest of libjpeg's scales n/8 that is no smaller than the result.
+    """How JPEGs are decoded. `scaled`: at 1/8, 1/4 or 1/2 of their size, as small as the result allows.
 
     It is faster, the more so the larger the original, and changes pixels a little: see docs/download.md.
     """

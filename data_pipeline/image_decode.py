@@ -103,6 +103,23 @@ def fast_dct_size(body: bytes, min_side: int) -> tuple[int, int] | None:
     return None
 
 
+def fast_dct_scale(size: tuple[int, int], at_least: tuple[int, int]) -> tuple[int, int] | None:
+    """The smallest of those scales at which a JPEG is no smaller than the result.
+
+    Args:
+        size: (width, height) in pixels, not upright.
+        at_least: the same, of the result.
+
+    Returns:
+        (width, height) for `decode`; None for its own size.
+    """
+    for factor in (8, 4, 2):
+        width, height = (-(-side // factor) for side in size)
+        if width >= at_least[0] and height >= at_least[1]:
+            return width, height
+    return None
+
+
 def _jpeg_orientation(body: bytes) -> int:
     if not _has_exif(body):  # saves opening the file a second time
         return 1

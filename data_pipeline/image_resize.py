@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from crawl2clip.download_status import DownloadStatus
+from data_pipeline.area_resize import shrink
 from data_pipeline.image_config import ImageConfig, ResizeMode, Upscaling
 from data_pipeline.image_headers import ImageRefused
 
@@ -42,7 +43,10 @@ def resize(pixels: np.ndarray, config: ImageConfig, original: tuple[int, int]) -
     if (height, width) != pixels.shape[:2]:
         enlarging = cv2.INTER_LANCZOS4 if config.upscaling == Upscaling.lanczos else cv2.INTER_CUBIC
         shrinking = height < pixels.shape[0] or width < pixels.shape[1]
-        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinking else enlarging)
+        if shrinking:
+            pixels = shrink(pixels, width, height)
+        else:
+            pixels = cv2.resize(pixels, (width, height), interpolation=enlarging)
     if config.resize_mode == ResizeMode.center_crop:
         return _center_crop(pixels, config.size)
     return _pad_white(pixels, config.size) if config.resize_mode == ResizeMode.border else pixels

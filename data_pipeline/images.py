@@ -18,9 +18,10 @@ import simplejpeg
 from PIL import Image
 
 from crawl2clip.download_status import DownloadStatus
+from data_pipeline.area_resize import shrink_grey
 from data_pipeline.face_blur import blur_boxes
 from data_pipeline.image_config import Decoding, ImageConfig, StoredFormat
-from data_pipeline.image_decode import decode
+from data_pipeline.image_decode import decode, fast_dct_scale
 from data_pipeline.image_headers import Header, ImageRefused, is_decoded, read_header, sniff
 from data_pipeline.image_metadata import CannotStrip, strip_metadata
 from data_pipeline.image_resize import fitted_size, resize
@@ -59,7 +60,7 @@ def process_image(
         width, height = header.width, header.height
         _check_header(header, config)
         scaled = config.decoding == Decoding.scaled and name == "jpeg"
-        at_least = fitted_size(width, height, config) if scaled else None
+        at_least = fast_dct_scale((width, height), fitted_size(width, height, config)) if scaled else None
         pixels, as_stored, sideways = decode(body, name, config.max_pixels, at_least)
         if not scaled:
             height, width = pixels.shape[:2]
@@ -161,6 +162,6 @@ def perceptual_hash(pixels: np.ndarray) -> str:
     """
     step = max(1, min(pixels.shape[:2]) // _HASHED_SIDE)
     grey = cv2.cvtColor(np.ascontiguousarray(pixels[::step, ::step]), cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = shrink_grey(grey, 32, 32).astype(np.float32)
     low = cv2.dct(small)[:8, :8]
     return np.packbits(low > np.median(low)).tobytes().hex()

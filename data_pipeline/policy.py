@@ -6,7 +6,7 @@ A decision is made and stored for every signal that binds. One that does not is 
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
+from crawl2clip.missing import MISSING
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
-
+from crawl2clip.missing import MISSING
 from data_pipeline.face_blur import read_boxes
 from data_pipeline.fetch_config import check_number
 from data_pipeline.processed import Processed

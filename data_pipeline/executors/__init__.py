@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
 from crawl2clip.errors import ConfigError, unknown_name
+from crawl2clip.missing import MISSING
 from data_pipeline.executors.local import LocalExecutor
 from data_pipeline.stage import Executor
 

@@ -1,10 +1,10 @@
-"""The compiled part of extraction: C without Python in it, built by one command and never needed.
+"""The compiled parts of extraction and of shrinking images: C without Python in it, built by one command, never needed.
 
     python -m data_pipeline.native
 
-Any C compiler will do; nothing else is needed, not even Python's headers. Without it everything is done in Python,
-about half as fast and with the same rows. The library's name holds a hash of its sources, so that one which was built
-of others is never loaded.
+Any C compiler will do; nothing else is needed, not even Python's headers. Without it everything is done in Python and
+by OpenCV, more slowly and with the same rows and pixels. The library's name holds a hash of its sources, so that one
+which was built of others is never loaded.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from pathlib import Path
 from crawl2clip.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
-_FLAGS = ("-std=c11", "-O3", "-fPIC", "-shared")
+_FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
 
 
 class Buffer(ctypes.Structure):
@@ -37,7 +37,7 @@ def library_path(folder: Path = _FOLDER / "build") -> Path:
     digest = hashlib.sha256()
     for source in sorted(_FOLDER.glob("*.[ch]")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return folder / f"extract-{digest.hexdigest()[:16]}-{os.uname().machine}.so"
+    return folder / f"native-{digest.hexdigest()[:16]}-{os.uname().machine}.so"
 
 
 def build(folder: Path = _FOLDER / "build") -> Path:
@@ -55,8 +55,8 @@ def build(folder: Path = _FOLDER / "build") -> Path:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         raise ConfigError(
-            "the compiled part of extraction needs a C compiler; of cc, gcc and clang none is on the PATH; install one "
-            "(Debian: apt-get install gcc) or set CC; without it extraction is done in Python, with the same rows"
+            "compiled code needs a C compiler; of cc, gcc and clang none is on the PATH; install one (Debian: apt-get "
+            "install gcc) or set CC; without it extraction is done in Python, with the same rows"
         )
     folder.mkdir(parents=True, exist_ok=True)
     handle, made = tempfile.mkstemp(".tmp-build", dir=folder)

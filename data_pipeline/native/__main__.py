@@ -1,4 +1,4 @@
-"""`python -m data_pipeline.native`: compiles what extraction can use compiled."""
+"""`python -m data_pipeline.native`: compiles what extraction and downloads can use compiled."""
 
 from data_pipeline.native import build
 

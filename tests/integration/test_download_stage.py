@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from crawl_files import compiled_library
 from hostile_server import GOOD_JPEG, HostileServer, no_dns, response
 from PIL import Image
 from sample_images import image_file
@@ -26,6 +27,7 @@ from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import write_json
 from crawl2clip.schema import CANDIDATE_SCHEMA, DOWNLOAD_SCHEMA, uid_of
 from crawl2clip.shards import raise_fault, read_samples
+from data_pipeline import decoders as decoders_module
 from data_pipeline.download import DownloadConfig, DownloadStage, interleave_by_host, make_stage
 from data_pipeline.image_config import PIXEL_LIMIT, Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
 from data_pipeline.images import perceptual_hash
@@ -297,6 +299,21 @@ def test_the_same_answers_give_the_same_bytes_in_whatever_order_they_come(tmp_pa
         download(tmp_path / "b", rows, replace(CONFIG, concurrency=1, decoders=1))
         for name in ("00000000.tar", "00000000.parquet"):
             assert (tmp_path / "a/raw" / name).read_bytes() == (tmp_path / "b/raw" / name).read_bytes()
+
+
+def test_a_shard_is_the_same_without_compiled_code(tmp_path, monkeypatch):
+    if compiled_library() is None:
+        pytest.skip("needs a C compiler: cc, gcc or clang, or CC")
+    with HostileServer() as server:
+        for number in range(20):
+            server.files[f"/image/{number}"] = response(200, image_file(90 + number, 70, seed=number))
+        rows = [candidate(server.url(f"/image/{number}"), f"picture {number}") for number in range(20)]
+        download(tmp_path / "a", rows)
+        without = "from data_pipeline import native; native.load = lambda: None; " + decoders_module._START
+        monkeypatch.setattr(decoders_module, "_START", without)
+        download(tmp_path / "b", rows)
+    for name in ("00000000.tar", "00000000.parquet"):
+        assert (tmp_path / "a/raw" / name).read_bytes() == (tmp_path / "b/raw" / name).read_bytes()
 
 
 def test_a_second_pass_tries_what_may_pass_and_nothing_else(tmp_path):

@@ -14,6 +14,7 @@ from sample_images import SVG, animated_gif, image_file, pixels, png_bomb, png_c
 
 from crawl2clip.errors import ConfigError
 from data_pipeline.image_config import PIXEL_LIMIT, Decoding, ImageConfig, ResizeMode, StoredFormat, Upscaling
+from data_pipeline.image_decode import fast_dct_scale
 from data_pipeline.image_headers import Header, read_header, sniff
 from data_pipeline.image_metadata import CannotStrip, strip_metadata
 from data_pipeline.images import Processed, perceptual_hash, process_image
@@ -521,6 +522,27 @@ def test_decoding_at_a_scale_gives_the_size_of_an_exact_one_and_nearly_its_pixel
     assert np.abs(one - other).mean() < 3
     differing = (int(exact.phash, 16) ^ int(scaled.phash, 16)).bit_count()
     assert differing <= 6
+
+
+@pytest.mark.parametrize(
+    ("size", "at_least", "scaled"),
+    [
+        (
+            (640, 480),
+            (341, 256),
+            None,
+        ),  # 1/2 is too small; 5/8, which libjpeg has too, takes longer than all of it
+        ((640, 512), (320, 256), (320, 256)),
+        ((639, 511), (320, 256), (320, 256)),
+        ((3000, 2000), (384, 256), (750, 500)),
+        ((3000, 2048), (375, 256), (375, 256)),
+        ((8000, 6000), (341, 256), (1000, 750)),
+        ((100, 4000), (100, 4000), None),
+        ((100, 4000), (90, 600), None),
+    ],
+)
+def test_the_scales_are_those_with_fast_code(size, at_least, scaled):
+    assert fast_dct_scale(size, at_least) == scaled
 
 
 def test_decoding_at_a_scale_changes_nothing_where_nothing_is_shrunk():
