@@ -12,10 +12,9 @@ import torch
 from crawl2clip import storage
 from crawl2clip.distributed import pick_device
 from crawl2clip.models import architecture_of
-from crawl2clip.shards import list_shards
 from train.checkpoints.checkpoint_folder import list_checkpoints
 from train.config import Plan, TrainConfig, make_plan, model_of, validate
-from train.data.remote import RemoteShards, is_remote
+from train.data.remote import RemoteShards, list_all_shards
 from train.losses.loss import check_trainable
 from train.memory_estimate import MemoryRequest, spread_of
 from train.model.flops import describe_budget, total_budget
@@ -45,8 +44,8 @@ def dry_run(config: TrainConfig) -> Report:
     report = Report()
     report.rows.append(("run", f"{config.run_name} in {config.run_folder}"))
     report.rows.append(("ranks", f"{world_size}, strategy {config.strategy.name.value}"))
-    shards = [shard for source in config.data.source_list for shard in list_shards(source.shards)]
-    remote = RemoteShards(config.data.remote) if any(map(is_remote, shards)) else None
+    remote = RemoteShards(config.data.remote)  # opens nothing before it is asked
+    shards = [shard for source in config.data.source_list for shard in list_all_shards(source.shards, remote)]
     check_shards(report, shards, remote)
     plan = make_plan(config, _ASSUMED_SAMPLES, world_size) if config.train.samples_seen is not None else None
     stages = (

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import open_clip
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from object_server import ObjectServer, s3_environment
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -180,6 +182,27 @@ def test_dry_run_shows_the_run_of_many_nodes_and_writes_nothing(shards, tmp_path
     ):
         assert words_of_the_report in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_reads_shards_of_a_store(shards, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("s3fs", reason="object stores need s3fs: pip install 's3fs>=2024.2'")
+    bucket = tmp_path / "store" / "bucket"
+    shutil.copytree(shards, bucket / "shards")
+    with ObjectServer(bucket.parent) as server:
+        s3_environment(monkeypatch, server, tmp_path)
+        words = (
+            "dry_run=true",
+            "train.epochs=null",
+            "train.samples_seen=3200",
+            "data.shards=s3://bucket/shards",
+        )
+        assert run(settings(shards, tmp_path / "run", *words), OmegaConf.create()) == 0
+        assert "1 shard; 0.tar answers" in capsys.readouterr().out
+        with pytest.raises(DataError, match=r"no shard at 's3://bucket/none'; give a \.tar"):
+            run(
+                settings(shards, tmp_path / "run", *words[:-1], "data.shards=s3://bucket/none"),
+                OmegaConf.create(),
+            )
 
 
 def test_dry_run_names_what_will_fail(shards, tmp_path):
