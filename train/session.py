@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from crawl2clip import storage
 from crawl2clip.distributed import World
 from crawl2clip.models import ModelConfig, architecture_of, build_model, preprocess_cfg_of, tokenizer_of
+from crawl2clip.store_copies import copy_weights
+from evaluate.ranks import once_a_node
 from train.augmentation.augment import BatchAugment
 from train.checkpoints.state import Piece, StateReader
 from train.checkpoints.state_files import StateFiles
@@ -110,8 +113,9 @@ def open_session(
     model_config = model_of(config, stage)
     if state is not None:  # which has the weights that a pretrained model started with
         model_config = dataclasses.replace(model_config, pretrained=None)
+    local_config = with_local_weights(model_config, world)
     torch.manual_seed(derive_seed(config.seed))
-    model = build_model(model_config)
+    model = build_model(local_config)
     check_trainable(model, config.model.name, config.loss)
     freeze_parameters(model, config.optimizer)
     # Before anything takes the model apart: a sharded one no longer knows its shapes.
@@ -121,7 +125,9 @@ def open_session(
     teacher = None
     if config.loss.name is LossName.distillation:
         assert config.loss.teacher is not None  # LossConfig checks this
-        teacher = build_teacher(config.loss.teacher, model_config, model, world.device)
+        teacher = build_teacher(
+            with_local_weights(config.loss.teacher, world), model_config, model, world.device
+        )
     preprocess = copy.deepcopy(preprocess_cfg_of(model))
     towers = Towers(model)
     if config.precision.name is PrecisionName.float8:
@@ -154,3 +160,16 @@ def open_session(
         session.load(reader)
         strategy.load_scaler_state(state.progress["scaler"])
     return session
+
+
+def with_local_weights(config: ModelConfig, world: World) -> ModelConfig:
+    """The same model with weights on this machine: those at an address are brought once a node. Collective.
+
+    Raises:
+        DataError: there are none at the address; on every rank.
+    """
+    pretrained = config.pretrained
+    if pretrained is None or not pretrained.startswith(storage.SCHEME):
+        return config
+    once_a_node(world, lambda: copy_weights(pretrained))
+    return dataclasses.replace(config, pretrained=str(storage.local_path(pretrained)))

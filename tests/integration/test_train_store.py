@@ -182,6 +182,24 @@ def test_a_complete_run_is_known_as_one_on_another_machine(place, unbroken):
     assert_equal(place, unbroken(1))
 
 
+def test_weights_to_start_from_lie_in_the_store(place, unbroken):
+    shutil.copytree(unbroken(1).stored / "export", place.stored.parent / "start")
+    started = [
+        "train.samples_seen=8",
+        "optimizer.lr=1e-12",
+        "schedule.warmup_steps=0",
+    ]  # one step that hardly moves anything
+    assert place.train(1, ranks.train, overrides=(*started, "model.pretrained=s3://bucket/start")) == [0]
+    first = unbroken(1).weights()
+    assert all(torch.allclose(value, first[name], atol=1e-6) for name, value in place.weights().items())
+    (error,) = place.train(
+        1,
+        ranks.train,
+        overrides=(*started, "model.pretrained=s3://bucket/none", "run_folder=s3://bucket/other"),
+    )
+    assert "s3://bucket/none is neither a file nor an export folder" in str(error)
+
+
 def test_training_does_not_wait_for_the_store(place, unbroken):
     assert place.train(1, ranks.train_while_put, "step_0000004/rank-00000-of-00001.safetensors", 12) == [0]
     assert_equal(place, unbroken(1))
