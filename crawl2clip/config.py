@@ -48,6 +48,10 @@ def typed(config: DictConfig, cls: type[T]) -> T:
         value = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
+        if (
+            needed := _MISSING_VALUE.search(reason)
+        ) is not None:  # a setting that is taken from it was looked at first
+            raise ConfigError(_without_value(needed[1])) from error
         raise ConfigError(
             f"setting {error.full_key} cannot be used: {reason}; correct it, or the setting it is taken from"
         ) from error
@@ -106,11 +110,15 @@ def explain(error: Exception) -> str:
         return unknown_name("setting", str(where).rpartition(".")[2], known, do=f"Asked for as {where}.")
     missing = _MISSING_VALUE.search(str(error))
     if missing:  # met while Hydra looks for the folder of the run, before `typed` could name all of them
-        return f"setting without a value: {missing[1]}; give it on the command line, for example {missing[1]}=..."
+        return _without_value(missing[1])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if cause is not error:
         lines += [line.strip() for line in str(cause).splitlines()[:1] if line.strip()]
     return " ".join(dict.fromkeys(lines))
+
+
+def _without_value(name: str) -> str:
+    return f"setting without a value: {name}; give it on the command line, for example {name}=..."
 
 
 def save_config(config: DictConfig, folder: Path) -> None:

@@ -66,7 +66,6 @@ _ENDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     **dict.fromkeys(("thead", "tbody", "tfoot"), (frozenset({"thead", "tbody", "tfoot"}), frozenset({"table"}))),
     "option": (frozenset({"option"}), frozenset({"select", "datalist"})),
     "button": (frozenset({"button"}), _BARRIERS),
-    "a": (frozenset({"a"}), _BARRIERS),
     **dict.fromkeys(_HEADINGS, (_HEADINGS, _BARRIERS | {"div", "section", "article"})),
 }  # fmt: skip
 _WRITTEN = {
@@ -181,7 +180,9 @@ class PlainMarkup:
         name = tag.name
         if written in _BLOCKS_WRITTEN and self._num_open.get("p"):
             self._end_open(*_ENDS_P)
-        if name in _ENDS:
+        if name == "a" and self._num_open.get("a"):  # no link within a link, not even across a table's cell
+            self._end_inline(next(n for n, element in enumerate(self._open) if element.name == "a"))
+        elif name in _ENDS:
             for each in _ENDS[name][0]:
                 if self._num_open.get(each):
                     self._end_open(*_ENDS[name])

@@ -45,6 +45,12 @@ def body(html):
         ("<a href=/x>a<div>b</a>c</div>", "<a>a<div>b</div></a><div>c</div>"),
         ("<a href='x'>a</a>", "<a href='x'>a</a>"),
         ("<a>a<a>b", "<a>a</a><a>b</a>"),
+        ("<a>a<table><a>b", "<a>a<section></section></a><section><a>b</a></section>"),
+        (
+            "<a>a<table><td class=x>b<a>c</a>d</table>",
+            "<a>a<section><section class=x>b</section></section></a>"
+            "<section><section class=x><a>c</a>d</section></section>",
+        ),
         ("<h1>a<h2>b</h2>", "<h1>a</h1><h2>b</h2>"),
         ("a<script>b</script><style>c</style><textarea>d</textarea><title>e</title>f", "af"),
         ("a<noscript>b<div><img></div></noscript>c", f"a{MARK}c"),
