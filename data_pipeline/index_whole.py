@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "whole.index.json"
 _CANDIDATES = {"exact": 1, "ivf_sq8": 4, "ivf_pq": 16}  # for each result; coarser codes need more
+_MAX_CANDIDATES = 256  # for each result: each is a read of an embedding
+_WORTH = 0.005  # of recall, below which doubling an effort is not
 _NEIGHBOURS = 10
 _BLOCK = 50_000  # vectors that are compared at a time
 
@@ -102,21 +104,38 @@ class WholeStage(Stage):
             [rows if number == 0 else np.full_like(rows, -1) for number, (_, rows) in enumerate(drawn)]
         )
         truth = exact_neighbours(whole, parts, queries, own)
-        lists, recall = 4, 0.0
+        # Both lists that are searched and candidates that are compared by their embeddings bound the recall: one is
+        # doubled as long as that gains, then the other.
+        lists, recall, more_lists = 4, 0.0, True
         while True:
             searched = VectorIndex(opened, parts, files, Effort(lists, candidates))
-            recall = recall_of(searched, queries, own, truth)
-            logger.info("recall@10 of %ss with %d lists: %.3f", modality, lists, recall)
-            if recall >= self.min_recall or lists >= opened.nlist:
+            before, recall = recall, recall_of(searched, queries, own, truth)
+            logger.info(
+                "recall@10 of %ss with %d lists and %d candidates a result: %.3f",
+                modality,
+                lists,
+                candidates,
+                recall,
+            )
+            all_lists, all_candidates = lists >= opened.nlist, candidates >= _MAX_CANDIDATES
+            if recall >= self.min_recall or (all_lists and all_candidates):
                 break
-            lists = min(lists * 2, opened.nlist)
+            if recall - before < _WORTH:
+                more_lists = not more_lists
+            if all_candidates or (more_lists and not all_lists):
+                lists = min(lists * 2, opened.nlist)
+            else:
+                candidates = min(candidates * 2, _MAX_CANDIDATES)
         if recall < self.min_recall:
             logger.warning(
-                "recall@10 of %ss is %.3f with every list searched, the target is %.3f: codes of %d bytes are too "
-                "coarse. Raise index.memory_budget_gb",
-                modality, recall, self.min_recall, opened.code_size,
+                "recall@10 of %ss is %.3f with every list searched and %d candidates a result, the target is %.3f: "
+                "codes of %d bytes are too coarse. Raise index.memory_budget_gb",
+                modality, recall, candidates, self.min_recall, opened.code_size,
             )  # fmt: skip
-        return found | {"lists": lists, "recall_at_10": round(recall, 4), "recall_queries": len(queries)}
+        return found | {
+            "lists": lists, "candidates": candidates,
+            "recall_at_10": round(recall, 4), "recall_queries": len(queries),
+        }  # fmt: skip
 
     def _queries(self, whole: VectorIndex, parts: list[PartRows]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of some rows [Q, D], drawn by chance, and the rows themselves, which do not count as found."""

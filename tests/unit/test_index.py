@@ -91,6 +91,27 @@ def test_exact_search_finds_what_comparing_everything_finds(tmp_path):
     assert uids_of(library, rows[:20]) == expected[:20]
 
 
+@pytest.mark.parametrize("most", [256, 2])
+def test_coarse_codes_get_more_candidates_until_the_recall_is_reached_or_none_are_left(
+    tmp_path, monkeypatch, caplog, most
+):
+    monkeypatch.setattr("data_pipeline.index_whole._CANDIDATES", {"ivf_pq": 1})
+    monkeypatch.setattr("data_pipeline.index_whole._MAX_CANDIDATES", most)
+    made = write_run(tmp_path / "run", rows=3000, shards=2)
+    build_index(made.folder, exact_rows=0, memory_budget_gb=3000 * 20 / 1e9, rows_per_part=1500)
+    record = read_json(made.folder / "index" / "whole" / "whole.index.json")["modalities"]["image"]
+    assert record["kind"] == "ivf_pq"
+    assert (record["recall_at_10"] >= 0.95) == (most == 256)
+    if most == 256:
+        assert 1 < record["candidates"] <= 256
+        assert "codes of" not in caplog.text
+    else:
+        assert record["candidates"] == 2
+        assert (
+            "with every list searched and 2 candidates a result, the target is 0.950: codes of" in caplog.text
+        )
+
+
 @pytest.mark.parametrize(("budget", "kind"), [(1.0, "ivf_sq8"), (3000 * 20 / 1e9, "ivf_pq")])
 def test_quantised_search_reaches_its_recall_and_keeps_to_the_filter(tmp_path, budget, kind):
     made = write_run(tmp_path / "run", rows=3000, shards=2)
