@@ -3,9 +3,8 @@
 An address `s3://bucket/run/raw/0.tar` has one local path, `<scratch>/s3:/bucket/run/raw/0.tar`, and from that path the
 address can be told again. So stages know local paths only: the frame brings inputs to these paths before a shard is
 made, and puts outputs at their addresses afterwards, the completion marker last. Training and evaluation do the same
-with checkpoints and results. A store has no rename, and needs
-none: an object appears whole or not at all, and without its marker nobody looks at it. Of a path that is not below
-the scratch folder, all functions here do nothing.
+with checkpoints and results. A store has no rename, and needs none: an object appears whole or not at all, and without
+its marker nobody looks at it. Of a path that is not below the scratch folder, all functions here do nothing.
 
 The scratch folder is `CRAWL2CLIP_SCRATCH`, or crawl2clip-<user> in the system's temporary folder; on a cluster it is
 the same path on every node, and need not be shared. s3fs does the talking: credentials and endpoint come from the
@@ -287,6 +286,12 @@ def _system(process: int) -> Any:
 
 
 def asked(address: str, ask: Callable[[Any], T]) -> T:
+    """What `ask(file system)` returns, the store's errors turned into ours.
+
+    Raises:
+        DataError: nothing is at the address, the store refuses, or it cannot be reached.
+        ConfigError: s3fs is missing.
+    """
     system = _system(os.getpid())
     from aiohttp import ClientError as ConnectionFailed
     from botocore.exceptions import BotoCoreError, ClientError

@@ -8,10 +8,13 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from crawl2clip import storage
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -251,6 +254,18 @@ def s3_environment(monkeypatch, server: ObjectServer, folder: Path) -> None:
     """Points s3fs at the server, for this test and the processes it starts."""
     for name, value in s3_variables(server, folder).items():
         monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def worked_on_store(folder: Path, monkeypatch) -> Iterator[ObjectServer]:
+    """An empty s3://bucket that this process and those it starts work on, with a scratch folder of its own."""
+    monkeypatch.setenv(storage.SCRATCH_VARIABLE, str(folder / "scratch"))
+    (folder / "store" / "bucket").mkdir(parents=True)
+    with ObjectServer(folder / "store") as running:
+        s3_environment(monkeypatch, running, folder)
+        storage._system.cache_clear()  # it has the address of an earlier test's server
+        yield running
+    storage._system.cache_clear()
 
 
 def s3_variables(server: ObjectServer, folder: Path) -> dict[str, str]:

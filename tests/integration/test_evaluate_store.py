@@ -12,7 +12,7 @@ import pytest
 import torch
 from evaluation_sets import ARCHITECTURE, write_classification, write_retrieval
 from hydra import compose, initialize_config_dir
-from object_server import ObjectServer, s3_environment
+from object_server import worked_on_store
 
 from crawl2clip import storage
 from crawl2clip.config import CONFIG_DIR, register, typed
@@ -41,13 +41,8 @@ SUITE = {
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv(storage.SCRATCH_VARIABLE, str(tmp_path / "scratch"))
-    (tmp_path / "store" / "bucket").mkdir(parents=True)
-    with ObjectServer(tmp_path / "store") as running:
-        s3_environment(monkeypatch, running, tmp_path)
-        storage._system.cache_clear()  # it has the address of an earlier test's server
+    with worked_on_store(tmp_path, monkeypatch) as running:
         yield running
-    storage._system.cache_clear()
 
 
 @pytest.fixture

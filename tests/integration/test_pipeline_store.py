@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crawl_files import image, member, wat_record, wat_value
-from object_server import ObjectServer, s3_environment
+from object_server import worked_on_store
 from toy_stages import InlineExecutor, ToyStage, outputs
 
 from crawl2clip import storage
@@ -45,13 +45,8 @@ pytest.importorskip("s3fs", reason="object stores need s3fs: pip install 's3fs>=
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv(storage.SCRATCH_VARIABLE, str(tmp_path / "scratch"))
-    (tmp_path / "store" / "bucket").mkdir(parents=True)
-    with ObjectServer(tmp_path / "store") as running:
-        s3_environment(monkeypatch, running, tmp_path)
-        storage._system.cache_clear()  # it has the address of an earlier test's server
+    with worked_on_store(tmp_path, monkeypatch) as running:
         yield running
-    storage._system.cache_clear()
 
 
 def another_machine(tmp_path):

@@ -10,7 +10,7 @@ import threading
 import fsspec
 import pytest
 import torch
-from object_server import ObjectServer, s3_environment
+from object_server import worked_on_store
 
 from crawl2clip import storage
 from crawl2clip.distributed import World, single_process
@@ -34,13 +34,8 @@ BEST = BestConfig(metric="score", mode=BestMode.max)
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv(storage.SCRATCH_VARIABLE, str(tmp_path / "scratch"))
-    (tmp_path / "store" / "bucket").mkdir(parents=True)
-    with ObjectServer(tmp_path / "store") as running:
-        s3_environment(monkeypatch, running, tmp_path)
-        storage._system.cache_clear()  # it has the address of an earlier test's server
+    with worked_on_store(tmp_path, monkeypatch) as running:
         yield running
-    storage._system.cache_clear()
 
 
 def config(**values):
