@@ -139,7 +139,7 @@ class RemoteReader(Protocol):
     def size(self, url: str) -> int: ...
 
 
-def check_shards(report: Report, shards: Sequence[str], remote: RemoteReader | None) -> None:
+def check_shards(report: Report, shards: Sequence[str], remote: RemoteReader) -> None:
     """Adds what the first and the last shard's headers say; whole data sets are read at the start of the run."""
     found: list[str] = []
     for shard in dict.fromkeys([*shards[:1], *shards[-1:]]):
@@ -167,9 +167,7 @@ def _local_shard(shard: str) -> str:
     return f"{Path(shard).name} has {samples} samples{noted}"
 
 
-def _remote_shard(shard: str, remote: RemoteReader | None) -> str:
-    if remote is None:
-        raise DataError("data.remote is null; give its settings")
+def _remote_shard(shard: str, remote: RemoteReader) -> str:
     header = remote.read(shard, 0, _TAR_BLOCK)
     if header[_TAR_MAGIC] != b"ustar":
         raise DataError("it does not begin with a tar header")
