@@ -118,7 +118,7 @@ class ClipStage(Stage):
 
     def setup(self) -> LoadedModels:
         """Loads the models on this worker's device."""
-        from crawl2clip import image_attention
+        from crawl2clip import fused_mlp, image_attention
         from crawl2clip.encoder import load_encoder
         from data_pipeline.pixel_batches import view_of
 
@@ -129,6 +129,8 @@ class ClipStage(Stage):
             if key == config.name:
                 tower = load_encoder(config.model, config.pretrained, device=device, precision=self.precision)
                 image_attention.install(tower.model)  # the same features, but for rounding
+                if device.type == "cpu" and self.precision == "fp32":
+                    fused_mlp.install(tower.model)
                 loaded.image_towers[key], loaded.views[key] = tower, view_of(tower.preprocess, config.name)
             tower = loaded.image_towers[key]
             loaded.text_towers[config.name] = (
