@@ -25,6 +25,7 @@ from pathlib import Path
 
 from download_images import make_images
 from download_parts import print_parts
+from tree_memory import TreeMemory
 
 NUM_HOSTS = 8
 FEW = 40  # images of the run that shows what a start costs
@@ -116,7 +117,7 @@ class Bench:
         self.runs = 0
 
     def ours(self, pairs: list[list[str]], limit_s: float = 600.0, **settings: object) -> dict:
-        """One run of ours: what it told, CPU seconds, and peak memory of its largest process."""
+        """One run of ours: what it told, CPU and wall seconds, and its processes' peak memory together."""
         settings = {
             "download.user_agent": "crawl2clip-benchmark/1.0 (+https://example.org/bot)",
             "download.allow_loopback": True, "download.per_host_connections": 64,
@@ -147,15 +148,17 @@ class Bench:
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True, start_new_session=True,
         )  # fmt: skip
         ended = True
-        try:
-            printed, _ = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            ended = False
-            os.killpg(process.pid, signal.SIGKILL)
-            printed, _ = process.communicate()
+        with TreeMemory(process.pid) as memory:
+            try:
+                printed, _ = process.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                ended = False
+                os.killpg(process.pid, signal.SIGKILL)
+                printed, _ = process.communicate()
         reap_orphans(self.web)
         told: dict = json.loads(printed.splitlines()[-1]) if ended and process.returncode == 0 else {}
         told |= {"ended": ended, "cpu_s": cpu_of_children() - before, "all_s": time.monotonic() - began}
+        told["peak_mb"] = memory.peak_mb
         shutil.rmtree(folder, ignore_errors=True)
         return told
 
@@ -218,9 +221,10 @@ class Bench:
 def told(run: dict, good: int) -> str:
     """What came of a run with faults."""
     if not run["ended"]:
-        return f"had not ended after {run['all_s']:.0f} s and was killed"
+        return f"had not ended after {run['all_s']:.0f} s and was killed; {run['peak_mb']:.0f} MB at most"
     return (
-        f"ended after {run['all_s']:.0f} s, {run.get('stored')} stored of {good} good; lost {run.get('lost')}"
+        f"ended after {run['all_s']:.0f} s, {run.get('stored')} stored of {good} good; "
+        f"lost {run.get('lost')}; {run['peak_mb']:.0f} MB at most"
     )
 
 
