@@ -1,11 +1,12 @@
 """Evaluation, ours against clip_benchmark's: same data, same weights, in turn; CPU seconds, memory, scores.
 
     python benchmarks/evaluate.py [classes=25] [images=100] [classifier_model=ViT-B-32] [model=ViT-S-32] [shots=1,4]
-        [repeats=1] [threads=1] [workers=0] [device=cpu|cuda] [environment=FOLDER] [peer=1]
+        [repeats=1] [threads=1] [workers=0] [device=cpu|cuda] [environment=FOLDER] [peer=1] [whole=1]
 
 Two things are measured, both in fp32 and through the commands that users run.
 Classifier building: ImageNet's 80 templates for `classes` of its classes with `classifier_model`, as the difference
-between a run with so many classes and one with two, on four images; the cost of 1,000 classes is worked out from it.
+between a run with so many classes and one with two, on four images; the cost of 1,000 classes is worked out from it
+where fewer are run. whole=0 leaves it at that.
 The whole, with `model`: five data sets zero-shot (ImageNet's prompts twice, for ImageNet and ImageNetV2; GTSRB,
 flowers, EuroSAT) with `images` made pictures in each test split, retrieval with five captions an image, a linear probe
 and k-shot with three seeds on GTSRB and EuroSAT. Ours is one process. clip_benchmark's are four, one a task, as its
@@ -63,7 +64,7 @@ def main(words: list[str]) -> None:
     settings = {
         "classes": "25", "images": "100", "classifier_model": "ViT-B-32", "model": "ViT-S-32", "shots": "1,4",
         "repeats": "1", "threads": "1", "workers": "0", "device": "cpu",
-        "environment": str(ROOT / "runs/benchmarks/clip_benchmark"), "peer": "1",
+        "environment": str(ROOT / "runs/benchmarks/clip_benchmark"), "peer": "1", "whole": "1",
     }  # fmt: skip
     given = dict(word.split("=", 1) for word in words)
     if unknown := given.keys() - settings.keys():
@@ -83,6 +84,7 @@ class Comparison:
     def __init__(self, settings: dict[str, str], folder: Path, python: Path | None) -> None:
         self.settings, self.folder, self.python = settings, folder, python
         self.classes, self.device = int(settings["classes"]), settings["device"]
+        self.with_whole = settings["whole"] == "1"
         self.shots = [int(k) for k in settings["shots"].split(",")]
         self.ours: list[Repeat] = []
         self.peer: list[Repeat] = []
@@ -143,14 +145,18 @@ class Comparison:
             words = [
                 "--config-dir", str(self.folder / "configs"), f"suite={suite}", f"model={model}",
                 f"pretrained={self.folder / model}.pt", f"data_root={self.folder / 'data'}", f"output_dir={output}",
-                f"cache_dir={output.parent / 'cache'}", f"num_workers={self.settings['workers']}",
+                f"cache_dir={output.parent / f'{suite}_cache'}", f"num_workers={self.settings['workers']}",
             ]  # fmt: skip
             threads = int(self.settings["threads"])
             return run_ours(words, output / "command.out", threads=threads, device=self.device)
 
         few, many = (cost(suite, self.settings["classifier_model"]) for suite in (FEW, MANY))
-        self.ours.append(Repeat(few, many, {"whole": cost("whole", self.settings["model"])}))
-        self.tell("ours", self.ours[-1])
+        self.tell_classifiers("ours", few, many)
+        whole = {"whole": cost("whole", self.settings["model"])} if self.with_whole else {}
+        self.ours.append(Repeat(few, many, whole))
+        if not whole:
+            return
+        self.tell_whole("ours", whole)
         again = cost("whole", self.settings["model"], again="_again")
         print(
             f"ours: the whole again, with the features in the cache: {self.seconds(again):.1f} s", flush=True
@@ -180,6 +186,10 @@ class Comparison:
         large, model = self.settings["classifier_model"], self.settings["model"]
         trained = ("--train_split", "train", "--val_split", "val")
         few, many = (cost(name, arguments(PEER_TASKS[0], (name,), large)) for name in (FEW, MANY))
+        self.tell_classifiers("peer", few, many)
+        if not self.with_whole:
+            self.peer.append(Repeat(few, many, {}))
+            return
         shots = [
             arguments("linear_probe", TRAINED, model, *trained, "--fewshot_k", str(k), "--seed", str(seed))
             for k in self.shots
@@ -196,27 +206,31 @@ class Comparison:
             PEER_TASKS[3]: cost(PEER_TASKS[3], *shots),
         }
         self.peer.append(Repeat(few, many, whole))
-        self.tell("peer", self.peer[-1])
+        self.tell_whole("peer", whole)
 
     def seconds(self, cost: Cost) -> float:
         """Of the processor, or on a GPU of the clock."""
         return cost.wall_s if self.device == "cuda" else cost.cpu_s
 
-    def tell(self, side: str, repeat: Repeat) -> None:
-        """Two lines for one side of one repeat."""
+    def tell_classifiers(self, side: str, few: Cost, many: Cost) -> None:
+        """What the two classifiers of one repeat cost."""
         print(
-            f"{side}: {FEW_CLASSES} classes {self.seconds(repeat.few):.1f} s, {self.classes} classes "
-            f"{self.seconds(repeat.many):.1f} s, {repeat.many.peak_memory_mb:.0f} MB"
+            f"{side}: {FEW_CLASSES} classes {self.seconds(few):.1f} s, {self.classes} classes "
+            f"{self.seconds(many):.1f} s, {many.peak_memory_mb:.0f} MB",
+            flush=True,
         )
+
+    def tell_whole(self, side: str, whole: dict[str, Cost]) -> None:
+        """What each process of the whole cost in one repeat."""
         parts = [
             f"{name} {self.seconds(cost):.1f} s ({cost.wall_s:.1f} s of the clock) {cost.peak_memory_mb:.0f} MB"
-            for name, cost in repeat.whole.items()
+            for name, cost in whole.items()
         ]
         print(f"{side}: {', '.join(parts)}", flush=True)
 
     def print_results(self) -> None:
         """What the scores were, what 1,000 classes would cost, and the result lines."""
-        if self.peer:
+        if self.peer and self.with_whole:
             self.print_scores()
         texts = (self.classes - FEW_CLASSES) * TEMPLATES
         for side, repeats in (("ours", self.ours), ("peer", self.peer)):
@@ -228,8 +242,10 @@ class Comparison:
                 )
         unit = "CPU_s" if self.device == "cpu" else "s"
         self.result("classifier", self.classifier_seconds, CLASSIFIER_TARGET, unit, self.floor["classifier"])
-        self.result("whole", self.whole_seconds, WHOLE_TARGET, unit, self.floor["whole"])
         self.result("classifier_peak_memory", lambda repeat: repeat.many.peak_memory_mb, 1, "MB")
+        if not self.with_whole:
+            return
+        self.result("whole", self.whole_seconds, WHOLE_TARGET, unit, self.floor["whole"])
         self.result(
             "whole_peak_memory",
             lambda repeat: max(cost.peak_memory_mb for cost in repeat.whole.values()),

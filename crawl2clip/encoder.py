@@ -3,6 +3,8 @@
 The one thing that the tagger, the evaluation and the check inside training need.
 """
 
+import ctypes
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -249,6 +251,14 @@ def load_encoder(
     loaded = create_model(name, architecture, pretrained)
     if Path(pretrained).is_file():
         check_same_shapes(loaded, name, Path(pretrained))
+    _give_back_freed_memory()
     return Encoder(
         loaded.to(device).eval(), name, architecture, device=device, precision=precision, folder=folder
     )
+
+
+def _give_back_freed_memory() -> None:
+    """Weights are in memory twice while they load; of the freed half glibc would keep most (110 MB of 170)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # other C libraries have none
+        trim(0)

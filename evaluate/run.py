@@ -136,10 +136,10 @@ def _scored(run: _Run, cell: Cell, material: Material) -> Result:
     """The result of a cell: all ranks encode its texts, rank 0 scores and writes."""
     logger.info("%s of %s", cell.task.value, material.dataset.name)
     scorer = SCORERS[cell.task]
-    features = run.texts.of(scorer.texts(material), material.dataset.name)
+    run.texts.add(scorer.texts(material), material.dataset.name)
 
     def scored() -> Result:
-        score = scorer.score(material, features)
+        score = scorer.score(material, run.texts.of)
         result = filled(cell, material, score, run.model.notes)
         if run.store is not None:
             run.store.keep(result, score, material.test)

@@ -115,11 +115,15 @@ class Material:
         return features, part.labels
 
 
+FeaturesOf = Callable[[Sequence[str]], torch.Tensor]
+"""Features [N, D] of N of a task's texts, float32, L2-normalised."""
+
+
 @dataclass(frozen=True)
 class Scorer:
     """How a task is measured."""
 
-    score: Callable[[Material, torch.Tensor], Score]  # given the features of its texts; on rank 0
+    score: Callable[[Material, FeaturesOf], Score]  # on rank 0
     texts: Callable[[Material], list[str]] = lambda material: []
 
 
@@ -132,25 +136,23 @@ def prompts_of(dataset: EvaluationDataset) -> list[str]:
     return [prompt for of_class in dataset.prompts.per_class() for prompt in of_class]
 
 
-def _classifier(material: Material, features: torch.Tensor) -> torch.Tensor:
+def _classifier(material: Material, features_of: FeaturesOf) -> torch.Tensor:
     assert material.dataset.prompts is not None
-    return zero_shot_classifier(
-        features, [len(of_class) for of_class in material.dataset.prompts.per_class()]
-    )
+    return zero_shot_classifier(map(features_of, material.dataset.prompts.per_class()))
 
 
-def _zero_shot(material: Material, features: torch.Tensor) -> Score:
+def _zero_shot(material: Material, features_of: FeaturesOf) -> Score:
     dataset, test = material.dataset, material.test
     return score_zero_shot(
         *material.labelled("test"),
-        _classifier(material, features),
+        _classifier(material, features_of),
         dataset.groups,
         logit_scale=material.encoder.logit_scale,
         sample_groups=dataset.sample_groups(test.metadata or {}),
     )
 
 
-def _multi_label(material: Material, features: torch.Tensor) -> Score:
+def _multi_label(material: Material, features_of: FeaturesOf) -> Score:
     test, num_classes = material.test, material.num_classes
     if test.targets is None:
         raise DataError(
@@ -160,7 +162,7 @@ def _multi_label(material: Material, features: torch.Tensor) -> Score:
     for row, classes in enumerate(test.targets):
         check_labels(classes, num_classes, material.where)
         targets[row, classes] = True
-    return score_multi_label(test.features, targets, _classifier(material, features))
+    return score_multi_label(test.features, targets, _classifier(material, features_of))
 
 
 def _retrieval_texts(material: Material) -> list[str]:
@@ -168,28 +170,32 @@ def _retrieval_texts(material: Material) -> list[str]:
     return shared_captions(captions)[0] if material.dataset.shared_captions else captions.texts
 
 
-def _retrieval(material: Material, features: torch.Tensor) -> Score:
+def _retrieval(material: Material, features_of: FeaturesOf) -> Score:
     captions = captions_of(material.test, material.where)
     if material.dataset.shared_captions:
-        _, image_of_pair, text_of_pair = shared_captions(captions)
-        return score_retrieval(material.test.features, features, image_of_pair, text_of_pair=text_of_pair)
-    return score_retrieval(material.test.features, features, captions.image_of_text)
+        texts, image_of_pair, text_of_pair = shared_captions(captions)
+        return score_retrieval(
+            material.test.features, features_of(texts), image_of_pair, text_of_pair=text_of_pair
+        )
+    return score_retrieval(material.test.features, features_of(captions.texts), captions.image_of_text)
 
 
 def _images_per_example(material: Material) -> int:
     return getattr(material.dataset.test, "images_per_example", 1)
 
 
-def _selection(material: Material, features: torch.Tensor) -> Score:
+def _selection(material: Material, features_of: FeaturesOf) -> Score:
     captions = captions_of(material.test, material.where, _images_per_example(material))
     images = material.test.features[captions.rows]
+    features = features_of(captions.texts)
     score = score_selection(images, features, captions.image_of_text, instances=captions.instances)
     return _with_left_out(score, captions.left_out)
 
 
-def _winogavil(material: Material, features: torch.Tensor) -> Score:
+def _winogavil(material: Material, features_of: FeaturesOf) -> Score:
     boards = boards_of(material.test, material.dataset.test, material.where)
-    score = score_winogavil(material.test.features, features, boards.candidates, boards.associations)
+    cues = features_of(boards.prompts)
+    score = score_winogavil(material.test.features, cues, boards.candidates, boards.associations)
     return _with_left_out(score, boards.left_out)
 
 
@@ -201,7 +207,7 @@ def _with_left_out(score: Score, left_out: int) -> Score:
     return score
 
 
-def _linear_probe(material: Material, _: torch.Tensor) -> Score:
+def _linear_probe(material: Material, _: FeaturesOf) -> Score:
     settings = material.settings
     parts = {
         split: material.labelled(split, penultimate=settings.probe_is_penultimate)
@@ -217,14 +223,14 @@ def _linear_probe(material: Material, _: torch.Tensor) -> Score:
     )
 
 
-def _few_shot(material: Material, _: torch.Tensor) -> Score:
+def _few_shot(material: Material, _: FeaturesOf) -> Score:
     config = material.settings.few_shot
     assert config is not None
     train, test = material.labelled("train"), material.labelled("test")
     return score_few_shot(train, test, material.num_classes, config, material.encoder.device)
 
 
-def _knn(material: Material, _: torch.Tensor) -> Score:
+def _knn(material: Material, _: FeaturesOf) -> Score:
     config = material.settings.knn
     assert config is not None
     train, test = material.labelled("train"), material.labelled("test")

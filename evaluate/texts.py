@@ -19,9 +19,11 @@ from evaluate.cache import FeatureCache
 from evaluate.feature_keys import text_key
 from evaluate.ranks import all_attempt, gather_rows, main_decides, on_main
 
+_BLOCK = 4096  # texts that are counted at a time
+
 
 class TextFeatures:
-    """Encodes on demand and remembers; every rank calls with the same texts and gets the same features."""
+    """Encodes what it is told to and remembers; every rank adds the same texts and has the same features."""
 
     def __init__(
         self,
@@ -47,24 +49,20 @@ class TextFeatures:
         self._row: dict[str, int] = {}
         self._features = torch.empty(0, encoder.embed_dim)
 
-    def of(self, texts: Sequence[str], what: str) -> torch.Tensor:
-        """Features of texts, encoding those not met before; a collective call.
+    def of(self, texts: Sequence[str]) -> torch.Tensor:
+        """Features [len(texts), D] float32 on the CPU, L2-normalised, of texts that were added, repeats allowed."""
+        return self._features[[self._row[text] for text in texts]]
+
+    def add(self, texts: Sequence[str], what: str) -> None:
+        """Encodes those not met before; a collective call. Many at once make full batches of like length.
 
         Args:
             texts: prompts or captions, repeats allowed.
             what: for the progress bar and messages.
 
-        Returns:
-            [len(texts), D] float32 on the CPU, L2-normalised.
-
         Raises:
             DataError: features that are not finite.
         """
-        self.add(texts, what)
-        return self._features[[self._row[text] for text in texts]]
-
-    def add(self, texts: Sequence[str], what: str) -> None:
-        """Makes `of` know texts; many at once make full batches of like length. Arguments and errors as there."""
         missing = sorted(set(texts) - self._row.keys())
         found = on_main(self._world, lambda: self._stored(missing)) or {}
         known = main_decides(self._world, lambda: [text for text in missing if text in found])
@@ -73,7 +71,7 @@ class TextFeatures:
         fresh = sorted(set(missing) - set(known))
         if not fresh:
             return
-        features = self._encode(fresh, what)
+        fresh, features = self._encode(fresh, what)
         self._remember(fresh, features)
         if self._cache and self._key and self._world.is_main:
             self._cache.save_texts(self._key, fresh, features, self._about(what, len(fresh)))
@@ -91,40 +89,54 @@ class TextFeatures:
     def _remember(self, texts: Sequence[str], features: NDArray[np.float32]) -> None:
         if texts:
             self._row |= {text: len(self._row) + i for i, text in enumerate(texts)}
-            self._features = torch.cat([self._features, torch.from_numpy(features)])
+            added = torch.from_numpy(features)
+            # The first are most often all there will be, and large: they are not copied.
+            self._features = torch.cat([self._features, added]) if len(self._features) else added
 
-    def _encode(self, texts: list[str], what: str) -> NDArray[np.float32]:
+    def _encode(self, texts: list[str], what: str) -> tuple[list[str], NDArray[np.float32]]:
+        """The texts in the order of their lengths, and their features [N, D]."""
         world, size = self._world, self._batch_size
-        order = self._by_length(texts)
-        mine = range(0, len(texts), size)[world.rank :: world.world_size]
+        texts = [texts[row] for row in self._by_length(texts)]
+        batches = [range(start, min(start + size, len(texts))) for start in range(0, len(texts), size)]
+        mine = batches[world.rank :: world.world_size]
         shown = self._show_progress and world.is_main
 
         def share() -> NDArray[np.float32]:
             """This rank's batches: features [n, D] of its texts, in the order of their lengths."""
-            parts = [self._nothing()]
+            found = np.empty((sum(map(len, mine)), self._encoder.embed_dim), np.float32)
+            done = 0
             with progress(
                 total=len(texts), desc=f"encode texts of {what}", unit="text", disable=not shown
             ) as bar:
-                for start in mine:
-                    batch = [texts[row] for row in order[start : start + size]]
-                    parts.append(self._encoder.encode_texts(batch, batch_size=size).numpy())
-                    bar.update(min(len(batch) * world.world_size, len(texts) - bar.n))
-            return np.concatenate(parts)
+                for rows in mine:
+                    batch = texts[rows.start : rows.stop]
+                    found[done : done + len(rows)] = self._encoder.encode_texts(
+                        batch, batch_size=size
+                    ).numpy()
+                    done += len(rows)
+                    bar.update(min(len(rows) * world.world_size, len(texts) - bar.n))
+            return found
 
-        gathered = gather_rows(world, all_attempt(world, share))
-        rows = [order[start : start + size] for start in range(0, len(texts), size)]
-        taken = [part for rank in range(world.world_size) for part in rows[rank :: world.world_size]]
-        features = np.empty_like(gathered)
-        features[np.concatenate(taken)] = gathered
+        features = gather_rows(world, all_attempt(world, share))
+        if world.world_size > 1:
+            taken = [rows for rank in range(world.world_size) for rows in batches[rank :: world.world_size]]
+            gathered, features = features, np.empty_like(features)
+            features[np.concatenate(taken)] = gathered
         self._check_finite(features, texts, what)
-        return features
+        return texts, features
 
     def _by_length(self, texts: list[str]) -> NDArray[np.int64]:
         """Row numbers in the order of token counts, the same on every rank; the ranks share the counting."""
         world = self._world
         share = texts[world.rank :: world.world_size]
-        counts = all_attempt(world, lambda: np.asarray(self._encoder.text_lengths(share), np.int64))
-        gathered = gather_rows(world, counts)
+
+        def count() -> NDArray[np.int64]:
+            """Tokens of this rank's texts; tokens themselves take 600 bytes a text, so a block at a time."""
+            blocks = [share[start : start + _BLOCK] for start in range(0, len(share), _BLOCK)]
+            lengths = [length for block in blocks for length in self._encoder.text_lengths(block)]
+            return np.asarray(lengths, np.int64)
+
+        gathered = gather_rows(world, all_attempt(world, count))
         lengths = np.empty_like(gathered)
         numbers = np.arange(len(texts))
         lengths[np.concatenate([numbers[rank :: world.world_size] for rank in range(world.world_size)])] = (

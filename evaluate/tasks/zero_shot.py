@@ -5,7 +5,7 @@ templates, and normalised again. The predicted class is the one with the highest
 does not change that and matters for the calibration error alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ from evaluate.tasks.classification import classification_score, linear_predictio
 from evaluate.tasks.inputs import check_count, check_features
 
 
-def zero_shot_classifier(prompt_features: torch.Tensor, prompts_per_class: Sequence[int]) -> torch.Tensor:
+def zero_shot_classifier(prompt_features: Iterable[torch.Tensor]) -> torch.Tensor:
     """One direction a class.
 
     Args:
-        prompt_features: [P, D] float32, L2-normalised, the prompts of class 0 first, then those of class 1 ...
-        prompts_per_class: how many prompts each class has, at least one; sums to P.
+        prompt_features: for each class the features [P, D] of its prompts, float32, L2-normalised, P at least 1. They
+            are taken one after the other, so those of all classes need not be in memory together.
 
     Returns:
         [C, D] float32, L2-normalised.
@@ -31,13 +31,16 @@ def zero_shot_classifier(prompt_features: torch.Tensor, prompts_per_class: Seque
     Raises:
         DataError: a class has no prompt.
     """
-    empty = [index for index, count in enumerate(prompts_per_class) if count < 1]
+    means, empty = [], []
+    for index, of_class in enumerate(prompt_features):
+        if len(of_class) == 0:
+            empty.append(index)
+        means.append(of_class.mean(dim=0))
     if empty:
         raise DataError(
-            f"class {empty[0]} has no prompt ({len(empty)} of {len(prompts_per_class)} classes have none); give every "
-            "class at least one"
+            f"class {empty[0]} has no prompt ({len(empty)} of {len(means)} classes have none); give every class at "
+            "least one"
         )
-    means = [part.mean(dim=0) for part in prompt_features.split(list(prompts_per_class))]
     return torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
 

@@ -4,7 +4,6 @@ The model is made so that its activation matters, by labels: what it predicts it
 then scores 1; whatever is missing without it is the activation's doing.
 """
 
-import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -63,9 +62,7 @@ def write_labelled(folder, encoder):
     """Pictures of the classes that the encoder itself finds in them."""
     names = [f"thing {c}" for c in range(NUM_CLASSES)]
     prompts = make_prompts(names, TEMPLATES, "things").per_class()
-    classifier = zero_shot_classifier(
-        encoder.encode_texts(list(itertools.chain(*prompts))), [1] * NUM_CLASSES
-    )
+    classifier = zero_shot_classifier(map(encoder.encode_texts, prompts))
     pictures = [picture(i, i) for i in range(NUM_IMAGES)]
     features = encoder.encode_images(torch.stack([encoder.preprocess(image) for image in pictures]))
     labels = (features @ classifier.T).argmax(dim=1).tolist()
