@@ -95,7 +95,6 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
         settings={"recall_queries": asked.recall_queries, "min_recall": asked.min_recall},
         plan=plan.folder,
         parts=parts.folder,
-        clip=tags / "clip",
         recall_queries=asked.recall_queries,
         min_recall=asked.min_recall,
     )

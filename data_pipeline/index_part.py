@@ -1,9 +1,11 @@
 """The second step of the index stage: each part's rows and codes, made of some tagged shards by one task.
 
 Writes `NAME.rows.arrow` with its values (index_rows) and, for each modality, `NAME.<modality>.faiss`: the trained
-index with the part's vectors in it, under their row numbers.
+index with the part's vectors in it, under their row numbers, and the embeddings themselves in its order
+(index_vectors).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from data_pipeline.index_embeddings import EmbeddingSource, unit, usable
 from data_pipeline.index_faiss import load_faiss
 from data_pipeline.index_plan import check_width, read_plan, source_of
 from data_pipeline.index_rows import PLACES, PartRows, write_rows
+from data_pipeline.index_vectors import listed_rows, write_vectors
 from data_pipeline.select import DECISIONS_NAME
 from data_pipeline.stage import Counts, Shard, Stage
 from data_pipeline.stored_images import IMAGE_FORMATS, image_extension
@@ -122,23 +125,33 @@ class PartStage(Stage):
         return frame
 
     def _add_vectors(self, source: EmbeddingSource, rows: PartRows, temporary: Path, counts: Counts) -> None:
-        """Writes the index of one modality; row numbers come from the table that has just been written."""
+        """Writes the index and the embeddings of one modality; rows are those of the table that was just written."""
         faiss = load_faiss()
 
         faiss.omp_set_num_threads(1)  # every core has a worker
         index = faiss.read_index(str(self.plan / f"plan.{source.modality}.faiss"))
-        shard_of, row_of = (rows.column(name).to_numpy() for name in ("shard", "embedding_row"))
-        for number, shard in enumerate(rows.shards):
-            values = source.read_shard(shard)[1]
-            check_width(source.paths(shard)[0], values, index.d)
-            places = np.flatnonzero(shard_of == number)
-            for start in range(0, len(places), _BATCH):
-                batch = places[start : start + _BATCH]
-                vectors = values[row_of[batch]]
-                there = usable(vectors)
-                counts.extra[f"without_{source.modality}_embedding"] += int((~there).sum())
-                index.add_with_ids(unit(vectors[there]), (rows.base + batch[there]).astype(np.int64))
-        faiss.write_index(index, str(temporary / f"{rows.name}.{source.modality}.faiss"))
+        for some, vectors in _vectors_of(source, rows, index.d):
+            index.add_with_ids(unit(vectors), rows.base + some)
+        stem = temporary / f"{rows.name}.{source.modality}"
+        faiss.write_index(index, f"{stem}.faiss")
+        counts.extra[f"without_{source.modality}_embedding"] += len(rows) - int(index.ntotal)
+        order, dim = listed_rows(index) - rows.base, int(index.d)
+        del index  # its codes are not needed beside the embeddings
+        write_vectors(stem, order, len(rows), dim, _vectors_of(source, rows, dim))
+
+
+def _vectors_of(source: EmbeddingSource, rows: PartRows, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a part, int64, and their embeddings [N, D] float16 as the tagger wrote them: those that are there."""
+    shard_of, row_of = (rows.column(name).to_numpy() for name in ("shard", "embedding_row"))
+    for number, shard in enumerate(rows.shards):
+        values = source.read_shard(shard)[1]
+        check_width(source.paths(shard)[0], values, dim)
+        places = np.flatnonzero(shard_of == number)
+        for start in range(0, len(places), _BATCH):
+            batch = places[start : start + _BATCH]
+            vectors = values[row_of[batch]]
+            there = usable(vectors)
+            yield batch[there], vectors[there]
 
 
 def _columns_of(path: Path) -> list[str]:

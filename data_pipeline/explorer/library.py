@@ -15,11 +15,10 @@ import numpy as np
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json
 from data_pipeline.index import FOLDER
-from data_pipeline.index_embeddings import EmbeddingFiles
-from data_pipeline.index_plan import read_plan, source_of
+from data_pipeline.index_plan import read_plan
 from data_pipeline.index_rows import PartRows
 from data_pipeline.index_search import Allowed, Effort, VectorIndex, open_index
-from data_pipeline.index_whole import RECORD_NAME, open_parts
+from data_pipeline.index_whole import RECORD_NAME, open_parts, open_vectors
 from data_pipeline.stage import is_finished
 
 _ALIGNMENT = 64  # rows; a run's first row is at a multiple of it
@@ -67,7 +66,7 @@ def open_run(folder: Path, base: int) -> Run:
         modality: VectorIndex(
             open_index(index / "whole" / f"whole.{modality}.faiss"),
             parts,
-            EmbeddingFiles(source_of(folder / "tags" / "clip", plan["model"], modality)),
+            open_vectors(parts, modality),
             Effort(max(found["lists"], 1), found["candidates"]),
         )
         for modality, found in record.items()
