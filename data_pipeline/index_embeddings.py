@@ -65,7 +65,7 @@ def usable(values: np.ndarray) -> np.ndarray:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """[rows, D] float32, a copy, of length one; float16 rounding is taken out."""
+    """[..., D] float32, a copy, of length one; float16 rounding is taken out."""
     made = np.array(values, np.float32, order="C")
-    made /= np.maximum(np.sqrt(np.einsum("nd,nd->n", made, made)), 1e-12)[:, None]
+    made /= np.maximum(np.sqrt(np.einsum("...d,...d->...", made, made)), 1e-12)[..., None]
     return made

@@ -3,23 +3,27 @@
 Inverted lists are merged into one file on disk, list by list, so memory does not grow with them. Then the search
 effort is raised until recall@10 against exact search reaches the target, measured on embeddings of the data: images
 and captions, where both are there.
-Writes `whole.<modality>.faiss` (with `whole.<modality>.ivfdata`) and `whole.index.json`.
+Writes `whole.<modality>.faiss` (with `whole.<modality>.ivfdata`) and `whole.index.json`, which also has the parts that
+are in it: until a run that has grown is merged again, what it had before can be searched.
 """
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crawl2clip.files import read_json
 from data_pipeline.index_faiss import load_faiss
+from data_pipeline.index_growth import forget, has_own_settings, shard_digest
 from data_pipeline.index_plan import read_plan
 from data_pipeline.index_rows import PartRows
 from data_pipeline.index_search import Effort, VectorIndex, open_index
 from data_pipeline.index_vectors import PartVectors
-from data_pipeline.stage import Counts, Shard, Stage, read_stats
+from data_pipeline.stage import Counts, Shard, Stage, is_finished, read_stats
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +59,29 @@ class WholeStage(Stage):
         ]
         return [Shard("whole", tuple(inputs))]
 
+    def prepare(self) -> None:
+        """Has the whole made again when it is not of the parts that there are now."""
+        if not has_own_settings(self):
+            return
+        path = self.folder / RECORD_NAME
+        merged = is_finished(self.folder, "whole") and read_json(path)["parts"] == self._parts()
+        forget(self, *([] if merged else ["whole"]))
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """name, base and shards of each part, and a digest of its record."""
+        return [
+            {
+                **{key: part[key] for key in ("name", "base", "shards")},
+                "digest": shard_digest([self.parts], part["name"]),
+            }
+            for part in read_plan(self.plan)["parts"]
+        ]
+
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes the whole index."""
         plan = read_plan(self.plan)
-        parts = open_parts(self.plan, self.parts)
-        record: dict[str, Any] = {"modalities": {}}
+        record: dict[str, Any] = {"modalities": {}, "parts": self._parts()}
+        parts = open_parts(record["parts"], self.parts)
         for modality, choice in plan["modalities"].items():
             files = [str(self.parts / f"{part.name}.{modality}.faiss") for part in parts]
             target = temporary / f"whole.{modality}.faiss"
@@ -211,9 +233,9 @@ def recall_of(whole: VectorIndex, queries: np.ndarray, own: np.ndarray, truth: n
     return hits / total if total else 1.0
 
 
-def open_parts(plan: Path, parts: Path) -> list[PartRows]:
-    """The rows of every part, open."""
-    return [PartRows(parts, part["name"], part["base"], part["shards"]) for part in read_plan(plan)["parts"]]
+def open_parts(parts: Sequence[dict[str, Any]], folder: Path) -> list[PartRows]:
+    """The rows of the parts that a record of the whole has, open."""
+    return [PartRows(folder, part["name"], part["base"], part["shards"]) for part in parts]
 
 
 def open_vectors(parts: list[PartRows], modality: str) -> list[PartVectors]:

@@ -59,9 +59,8 @@ def open_run(folder: Path, base: int) -> Run:
             f"{folder} has no finished index ({index / 'whole'} lacks whole.stats.json); run python -m data_pipeline "
             f"stage=index output_dir={folder} with the settings of that run"
         )
-    plan = read_plan(index / "plan")
-    record = read_json(index / "whole" / RECORD_NAME)["modalities"]
-    parts = open_parts(index / "plan", index / "parts")
+    plan, whole = read_plan(index / "plan"), read_json(index / "whole" / RECORD_NAME)
+    record, parts = whole["modalities"], open_parts(whole["parts"], index / "parts")
     indexes = {
         modality: VectorIndex(
             open_index(index / "whole" / f"whole.{modality}.faiss"),
