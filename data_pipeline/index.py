@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError
+from crawl2clip.files import read_json
 from data_pipeline import select
 from data_pipeline.index_columns import taggers_of
 from data_pipeline.index_faiss import require_faiss
@@ -22,7 +23,7 @@ from data_pipeline.index_part import PartStage
 from data_pipeline.index_plan import PlanStage, model_record
 from data_pipeline.index_whole import WholeStage
 from data_pipeline.recipe_by_name import load_recipe
-from data_pipeline.stage import Counts, Shard, Stage, is_finished, progress_of, read_stats
+from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, progress_of
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -109,13 +110,13 @@ class Comparison(select.SelectStage):
     """The verdicts of another recipe over the same tags; nothing is dropped by them."""
 
     def prepare(self) -> None:
-        """Judges again when there are more tagged shards than it had."""
-        if not has_own_settings(self):
+        """Judges again when there are other tagged shards than it had."""
+        path, now = self.folder / MANIFEST, self.shards()
+        if not path.exists() or not has_own_settings(self):
             return
-        (shard,) = self.shards()
-        made = is_finished(self.folder, shard.name)
-        same = made and read_stats(self.folder, shard.name)["inputs"] == list(shard.inputs)
-        forget(self, *([] if same else [shard.name]))
+        had = {shard["name"]: shard["inputs"] for shard in read_json(path)["shards"]}
+        if had != {shard.name: list(shard.inputs) for shard in now}:
+            forget(self, *(shard.name for shard in now))
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes the subset; what the recipe would drop is counted beside the funnel."""

@@ -17,6 +17,8 @@ from toy_stages import Inline
 from crawl2clip.errors import ConfigError
 from crawl2clip.files import read_json
 from data_pipeline import index
+from data_pipeline.recipe import RecipeConfig, RuleConfig
+from data_pipeline.rules import base_schema, compile_rules
 from data_pipeline.select import DECISIONS_NAME
 from data_pipeline.stage import run_stage
 
@@ -253,6 +255,29 @@ def test_parts_whose_verdicts_or_tags_have_changed_are_made_again_and_no_others(
     row = np.array([library.find(made.rows["uid"][150])])
     assert library.take(row, ["language"])["language"] == ["fr"]
     assert stamps(made.folder / "index" / "parts")["000000.rows.arrow"] == after["000000.rows.arrow"]
+
+
+def test_a_compared_recipe_judges_again_when_there_are_more_shards_and_only_then(made):
+    recipe = RecipeConfig(
+        name="high", version="1", source="-", min_text_length=0, min_bytes=0,
+        rules=[RuleConfig(reason="low", keep="clip_score >= 0.5")],
+    )  # fmt: skip
+    rules = compile_rules(recipe, pl.Schema({**base_schema(), "clip_score": pl.Float32}))
+    folder = made.folder / "index" / "select" / "high"
+    stage = index.Comparison(
+        "index/select/high", folder, {}, made.folder / "raw", made.folder / "tags", recipe,
+        {"clip": ["clip_score"]}, rules,
+    )  # fmt: skip
+
+    def judged():
+        report = run_stage(stage, Inline(), max_failed_fraction=0.0)
+        return report.done, pl.read_parquet(folder / DECISIONS_NAME).height
+
+    assert judged() == (1, 200)
+    assert judged() == (0, 200)
+    reveal(made.folder, "00000002")
+    assert judged() == (1, 300)
+    assert judged() == (0, 300)
 
 
 def test_an_index_that_has_grown_too_far_is_built_anew(tmp_path):
