@@ -146,8 +146,7 @@ def ask(folder: Path, queries: dict[str, np.ndarray], truth: dict[str, list[list
         report("facets", facets, cpu_ms(server.pid) - before, target=None)
         status = Path(f"/proc/{server.pid}/status").read_text()
         anonymous, resident = (
-            int(re.search(rf"{field}:\s+(\d+)", status)[1]) / 1000
-            for field in ("RssAnon", "VmRSS")  # pyright: ignore[reportOptionalSubscript]
+            int(re.findall(rf"{field}:\s+(\d+)", status)[0]) / 1000 for field in ("RssAnon", "VmRSS")
         )
         print(f"result name=server_anonymous_mb ours={anonymous:.0f} target={TARGET_MEMORY_MB:.0f} unit=MB")
         print(f"result name=server_resident_mb ours={resident:.0f} unit=MB", flush=True)
