@@ -1,6 +1,7 @@
 """The explorer: build time, memory, recall and latency of searches, against clip-retrieval's back and exact faiss.
 
     python benchmarks/explorer.py [rows=1000000] [dim=512] [queries=200] [budget_gb=1] [folder=FOLDER] [peer_python=...]
+                                 [rows_per_shard=10000] [exact_rows=100000]
 
 Vectors are synthetic, in clusters (benchmarks/explorer_data.py). `build` is the whole stage=index with two workers,
 recall measured. Latency is that of HTTP requests on loopback to a server in a process of its own, one after the other,
@@ -32,7 +33,7 @@ from data_pipeline.embeddings import image_name
 from data_pipeline.stage import finished_shards
 
 DEFAULTS = {"rows": "1000000", "dim": "512", "queries": "200", "budget_gb": "1", "folder": "", "peer_python": "",
-            "exact_rows": "100000"}  # fmt: skip
+            "exact_rows": "100000", "rows_per_shard": "10000"}  # fmt: skip
 SHOWN = 40
 TARGET_MS, TARGET_RECALL, TARGET_MEMORY_MB = 50.0, 0.95, 1000.0
 
@@ -43,10 +44,12 @@ def main(words: list[str]) -> None:
     unknown = settings.keys() - DEFAULTS.keys()
     if unknown:
         raise SystemExit(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(DEFAULTS)}")
-    rows, dim, count = (int(settings[name]) for name in ("rows", "dim", "queries"))
+    rows, dim, count, per_shard = (
+        int(settings[name]) for name in ("rows", "dim", "queries", "rows_per_shard")
+    )
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(settings["folder"] or made).resolve() / f"run-{rows}-{dim}"
-        write_run(folder, rows, dim)
+        folder = Path(settings["folder"] or made).resolve() / f"run-{rows}-{dim}-{per_shard}"
+        write_run(folder, rows, dim, per_shard)
         build(folder, settings)
         generator = np.random.default_rng(7)
         image = near(centres(dim), generator, count)
@@ -143,8 +146,7 @@ def ask(folder: Path, queries: dict[str, np.ndarray], truth: dict[str, list[list
         report("facets", facets, cpu_ms(server.pid) - before, target=None)
         status = Path(f"/proc/{server.pid}/status").read_text()
         anonymous, resident = (
-            int(re.search(rf"{field}:\s+(\d+)", status)[1]) / 1000
-            for field in ("RssAnon", "VmRSS")  # pyright: ignore[reportOptionalSubscript]
+            int(re.findall(rf"{field}:\s+(\d+)", status)[0]) / 1000 for field in ("RssAnon", "VmRSS")
         )
         print(f"result name=server_anonymous_mb ours={anonymous:.0f} target={TARGET_MEMORY_MB:.0f} unit=MB")
         print(f"result name=server_resident_mb ours={resident:.0f} unit=MB", flush=True)

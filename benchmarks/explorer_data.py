@@ -12,7 +12,6 @@ from crawl2clip.schema import DOWNLOAD_SCHEMA
 from data_pipeline.embeddings import image_name, uids_name
 from data_pipeline.subset import uid_halves
 
-ROWS_PER_SHARD = 10_000
 CLUSTERS = 2_000
 SPREAD = 1.2
 """Noise of a row around its cluster's centre, relative to the centre's length: two rows of one cluster then have a
@@ -39,17 +38,17 @@ def near(some: np.ndarray, generator: np.random.Generator, count: int, spread: f
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def write_run(folder: Path, rows: int, dim: int) -> None:
+def write_run(folder: Path, rows: int, dim: int, rows_per_shard: int) -> None:
     """Raw tables, language, clip and unsafe tags of `rows` pairs; nothing where they are already."""
     if (folder / "tags" / "clip" / "manifest.json").exists():
         return
-    names = [f"{number:08d}" for number in range(-(-rows // ROWS_PER_SHARD))]
+    names = [f"{number:08d}" for number in range(-(-rows // rows_per_shard))]
     around = centres(dim)
     for each in ("raw", "tags/language", "tags/clip", "tags/unsafe"):
         (folder / each).mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         generator = np.random.default_rng(number + 100)
-        count = min(ROWS_PER_SHARD, rows - number * ROWS_PER_SHARD)
+        count = min(rows_per_shard, rows - number * rows_per_shard)
         halves = generator.integers(0, 2**63, size=(count, 2)).astype(np.uint64)
         uids = [f"{int(high):016x}{int(low):016x}" for high, low in halves]
         _write_shard(folder, name, uids, generator)

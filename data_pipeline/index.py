@@ -2,8 +2,8 @@
 
 Three steps of the frame in `index/`: a plan (which index, trained), parts (rows and codes, one task each), the whole
 (merged, recall measured). Before them, recipes to compare with are judged, each into `index/select/<recipe>`. Rows are
-found by uid; embeddings and images stay where they are. New data is a new run with an index of its own: the explorer
-opens several together, so nothing is built again.
+found by uid; images stay where they are. Shards that were tagged since are added when the stage runs again: what was
+trained and the parts that are there stay. Another crawl is a run with an index of its own; the explorer opens several.
 """
 
 from collections import Counter
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from crawl2clip.errors import ConfigError
+from crawl2clip.files import read_json
 from data_pipeline import select
 from data_pipeline.index_columns import taggers_of
 from data_pipeline.index_faiss import require_faiss
+from data_pipeline.index_growth import forget, has_own_settings
 from data_pipeline.index_part import PartStage
-from data_pipeline.index_plan import PlanStage
+from data_pipeline.index_plan import PlanStage, model_record
 from data_pipeline.index_whole import WholeStage
 from data_pipeline.recipe_by_name import load_recipe
-from data_pipeline.stage import Counts, Shard, Stage, progress_of
+from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, progress_of
 
 if TYPE_CHECKING:
     from data_pipeline.config import PipelineConfig
@@ -72,21 +74,24 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
     plan = PlanStage(
         name="index/plan",
         folder=index / "plan",
-        settings={name: getattr(asked, name) for name in ("exact_rows", "memory_budget_gb", "rows_per_part")},
+        settings={
+            **{name: getattr(asked, name) for name in ("exact_rows", "memory_budget_gb", "rows_per_part")},
+            "model": model_record(tags / "clip"),
+        },
+        raw=output / "raw",
         clip=tags / "clip",
         exact_rows=asked.exact_rows,
         memory_budget_gb=asked.memory_budget_gb,
         rows_per_part=asked.rows_per_part,
     )
-    taggers = taggers_of(tags)
     parts = PartStage(
         name="index/parts",
         folder=index / "parts",
-        settings={"taggers": taggers, "recipes": list(selections)},
+        settings={},  # tags and verdicts that change are seen by the parts
         plan=plan.folder,
         raw=output / "raw",
         tags=tags,
-        taggers=taggers,
+        taggers=taggers_of(tags),
         selections=selections,
     )
     whole = WholeStage(
@@ -95,7 +100,6 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
         settings={"recall_queries": asked.recall_queries, "min_recall": asked.min_recall},
         plan=plan.folder,
         parts=parts.folder,
-        clip=tags / "clip",
         recall_queries=asked.recall_queries,
         min_recall=asked.min_recall,
     )
@@ -104,6 +108,15 @@ def make_stages(config: "PipelineConfig") -> list[Stage]:
 
 class Comparison(select.SelectStage):
     """The verdicts of another recipe over the same tags; nothing is dropped by them."""
+
+    def prepare(self) -> None:
+        """Judges again when there are other tagged shards than it had."""
+        path, now = self.folder / MANIFEST, self.shards()
+        if not path.exists() or not has_own_settings(self):
+            return
+        had = {shard["name"]: shard["inputs"] for shard in read_json(path)["shards"]}
+        if had != {shard.name: list(shard.inputs) for shard in now}:
+            forget(self, *(shard.name for shard in now))
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes the subset; what the recipe would drop is counted beside the funnel."""

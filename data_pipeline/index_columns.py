@@ -40,15 +40,10 @@ _OTHER_PAIR = "_duplicate_of"
 
 
 def taggers_of(tags: Path) -> list[str]:
-    """The taggers that have finished, by name."""
+    """The taggers that have tagged any shard, by name; a shard that one could not do has no values of it."""
     if not tags.is_dir():
         return []
-    return sorted(path.name for path in tags.iterdir() if path.is_dir() and _is_whole(path))
-
-
-def _is_whole(folder: Path) -> bool:
-    finished, total = progress_of(folder)
-    return 0 < finished == total
+    return sorted(path.name for path in tags.iterdir() if path.is_dir() and progress_of(path)[0])
 
 
 def tag_tables(tags: Path, taggers: Sequence[str], shard: str) -> list[Path]:

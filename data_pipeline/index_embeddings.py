@@ -1,15 +1,10 @@
-"""Single embeddings out of what the tag stage wrote, read by uid: mapped from disk, never loaded whole.
+"""The embeddings that the tag stage wrote, a shard at a time, for the index.
 
-A row of the index says where its embedding lies, and the uid that lies there is compared each time: after a takedown
-has rewritten a shard, a pair has no embedding rather than another pair's. Captions may have been read by several text
-towers that match the same images; the first that has an embedding counts.
+Captions may have been read by several text towers that match the same images; the first that has an embedding counts.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
@@ -18,8 +13,6 @@ from data_pipeline.embeddings import image_name, read_embeddings, text_name, uid
 
 MODALITIES = ("image", "text")
 """What is embedded: the image, and the caption."""
-
-_OPEN_SHARDS = 512  # mapped at a time; each costs two or three file descriptors
 
 
 @dataclass(frozen=True)
@@ -72,62 +65,7 @@ def usable(values: np.ndarray) -> np.ndarray:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """Float32 rows of length one; float16 rounding is taken out."""
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
-
-
-class EmbeddingFiles:
-    """Reads single embeddings out of many shards; thread-safe."""
-
-    def __init__(self, source: EmbeddingSource) -> None:
-        self._source = source
-        self._open: OrderedDict[str, tuple[np.ndarray, list[np.ndarray]]] = OrderedDict()
-        self._lock = Lock()
-
-    def read(
-        self, shards: Sequence[str], which: np.ndarray, rows: np.ndarray, uid_highs: np.ndarray, dim: int
-    ) -> np.ndarray:
-        """Unit embeddings [N, D] float32; NaN where there is none, or another pair's.
-
-        Args:
-            shards: names of shards.
-            which: [N], the place of each embedding's shard among them.
-            rows: [N], the row of each in its shard's files.
-            uid_highs: [N] uint64, the high half of each uid.
-            dim: D.
-        """
-        found = np.full((len(rows), dim), np.nan, np.float32)
-        for number, name in enumerate(shards):
-            uids, files = self._map(name)
-            places = np.flatnonzero(which == number)
-            wanted = rows[places]
-            there = wanted < len(uids)
-            there[there] = uids["f0"][wanted[there]] == uid_highs[places][there]
-            places, wanted = places[there], wanted[there]
-            values = files[0][wanted]
-            for more in files[1:]:
-                values = _filled(values, more[wanted])
-            found[places] = unit(values)
-        return found
-
-    def _map(self, shard: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        """A shard's uids and files of embeddings, mapped."""
-        with self._lock:
-            if shard in self._open:
-                self._open.move_to_end(shard)
-                return self._open[shard]
-        paths = [self._source.clip / uids_name(shard), *self._source.paths(shard)]
-        try:
-            # Plain arrays over the mapping: numpy's memmap class costs more than reading some rows.
-            uids, *files = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"the embeddings of shard {shard} in {self._source.clip} cannot be read "
-                f"({str(error).splitlines()[0]}); put them back, or run stage=tag and stage=index again"
-            ) from error
-        with self._lock:
-            self._open[shard] = uids, files
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return uids, files
+    """[..., D] float32, a copy, of length one; float16 rounding is taken out."""
+    made = np.array(values, np.float32, order="C")
+    made /= np.maximum(np.sqrt(np.einsum("...d,...d->...", made, made)), 1e-12)[..., None]
+    return made

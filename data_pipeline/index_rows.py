@@ -76,7 +76,8 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _map(path: Path) -> pa.Table:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        with pa.memory_map(str(path)) as file:  # the mapping stays, without a file descriptor
+            return pa.ipc.open_file(file).read_all()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} cannot be read ({str(error).splitlines()[0]}); delete the folder index/ and run stage=index again"

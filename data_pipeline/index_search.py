@@ -1,4 +1,4 @@
-"""The nearest rows to a vector: candidates from the index, ranked by their stored embeddings, under a filter.
+"""The nearest rows to a vector: candidates from the index, ranked by their embeddings, under a filter.
 
 Each call has its own parameters, so threads do not disturb each other. A filter is a bit for each row; where it leaves
 few rows they are all compared, where it leaves some the search looks at more lists for them.
@@ -7,7 +7,7 @@ few rows they are all compared, where it leaves some the search looks at more li
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.index_embeddings import EmbeddingFiles
 from data_pipeline.index_faiss import load_faiss
 from data_pipeline.index_rows import PartRows
+from data_pipeline.index_vectors import PartVectors
 
 COMPARE_ALL_BELOW = 2_000  # rows that pass a filter: so few are compared one by one
+_BLOCK = 512  # embeddings that are compared at a time: they stay in the processor's cache
 _MOST_SCANNED = 4_000_000  # codes looked at for one query, however narrow the filter
 
 
@@ -50,8 +51,11 @@ class Effort:
 class VectorIndex:
     """One modality of one run's index, open for searching; thread-safe."""
 
-    def __init__(self, index: Any, parts: list[PartRows], embeddings: EmbeddingFiles, effort: Effort) -> None:
-        self._index, self._parts, self._embeddings, self._effort = index, parts, embeddings, effort
+    def __init__(
+        self, index: Any, parts: Sequence[PartRows], vectors: Sequence[PartVectors], effort: Effort
+    ) -> None:
+        """From the index, the parts whose rows are in it, and their embeddings."""
+        self._index, self._vectors, self._effort = index, vectors, effort
         self._bases = np.array([part.base for part in parts], np.int64)
         self._num_lists = getattr(index, "nlist", 0)
 
@@ -88,7 +92,9 @@ class VectorIndex:
             rows = found[found >= 0]
         if len(rows) == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        scores = self.embeddings_of(rows) @ query
+        scores = np.empty(len(rows), np.float32)
+        for chosen, vectors in self._by_part(rows):
+            scores[chosen] = vectors @ query
         scored = np.isfinite(scores)
         rows, scores = rows[scored], scores[scored]
         order = np.lexsort((rows, -scores))[:count]
@@ -109,19 +115,19 @@ class VectorIndex:
 
     def embeddings_of(self, rows: np.ndarray) -> np.ndarray:
         """Unit embeddings [N, D] float32 of some rows; NaN where there is none."""
+        found = np.empty((len(rows), self.dim), np.float32)
+        for chosen, vectors in self._by_part(rows):
+            found[chosen] = vectors
+        return found
+
+    def _by_part(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some rows of one part at a time: their places among `rows`, and their unit embeddings."""
         part_of = np.searchsorted(self._bases, rows, side="right") - 1
-        names: list[str] = []
-        which, places = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-        highs = np.empty(len(rows), np.uint64)
         for number in np.unique(part_of):
-            part, chosen = self._parts[number], part_of == number
-            inside = rows[chosen] - part.base
-            shards, of = np.unique(part.column("shard").to_numpy()[inside], return_inverse=True)
-            which[chosen] = of + len(names)
-            names += [part.shards[shard] for shard in shards]
-            places[chosen] = part.column("embedding_row").to_numpy()[inside]
-            highs[chosen] = part.column("uid_high").to_numpy()[inside]
-        return self._embeddings.read(names, which, places, highs, self.dim)
+            of_part = np.flatnonzero(part_of == number)
+            for start in range(0, len(of_part), _BLOCK):
+                chosen = of_part[start : start + _BLOCK]
+                yield chosen, self._vectors[number].take(rows[chosen] - self._bases[number])
 
 
 def open_index(path: Path) -> Any:

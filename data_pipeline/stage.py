@@ -128,6 +128,13 @@ class Stage(ABC):
     def shards(self) -> list[Shard]:
         """The output shards, in order. Called once the stages before have finished; cheap."""
 
+    def prepare(self) -> None:
+        """Called before the list of shards is frozen or compared, by the one run that is at work in the folder.
+
+        A stage whose list may grow sees to it here that what it has is still right, and lets it be frozen anew.
+        """
+        return None
+
     def setup(self) -> Any:
         """Whatever `run` needs and is costly to make, such as a model; made once a worker process.
 
@@ -213,6 +220,7 @@ def run_stage(stage: Stage, executor: Executor, *, max_failed_fraction: float) -
     started = time.monotonic()
     stage.folder.mkdir(parents=True, exist_ok=True)
     with _only_run_in(stage.folder):
+        stage.prepare()
         shards = freeze_manifest(stage)
         finished = finished_names(stage.folder)
         missing = [shard for shard in shards if shard.name not in finished]

@@ -15,11 +15,10 @@ import numpy as np
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import read_json
 from data_pipeline.index import FOLDER
-from data_pipeline.index_embeddings import EmbeddingFiles
-from data_pipeline.index_plan import read_plan, source_of
+from data_pipeline.index_plan import read_plan
 from data_pipeline.index_rows import PartRows
 from data_pipeline.index_search import Allowed, Effort, VectorIndex, open_index
-from data_pipeline.index_whole import RECORD_NAME, open_parts
+from data_pipeline.index_whole import RECORD_NAME, open_parts, open_vectors
 from data_pipeline.stage import is_finished
 
 _ALIGNMENT = 64  # rows; a run's first row is at a multiple of it
@@ -60,14 +59,13 @@ def open_run(folder: Path, base: int) -> Run:
             f"{folder} has no finished index ({index / 'whole'} lacks whole.stats.json); run python -m data_pipeline "
             f"stage=index output_dir={folder} with the settings of that run"
         )
-    plan = read_plan(index / "plan")
-    record = read_json(index / "whole" / RECORD_NAME)["modalities"]
-    parts = open_parts(index / "plan", index / "parts")
+    plan, whole = read_plan(index / "plan"), read_json(index / "whole" / RECORD_NAME)
+    record, parts = whole["modalities"], open_parts(whole["parts"], index / "parts")
     indexes = {
         modality: VectorIndex(
             open_index(index / "whole" / f"whole.{modality}.faiss"),
             parts,
-            EmbeddingFiles(source_of(folder / "tags" / "clip", plan["model"], modality)),
+            open_vectors(parts, modality),
             Effort(max(found["lists"], 1), found["candidates"]),
         )
         for modality, found in record.items()

@@ -90,13 +90,16 @@ class Ranking:
 
     def _add(self, rows: np.ndarray, scores: np.ndarray) -> None:
         """Appends results, each folded into the first one that it repeats."""
+        if self._opposed is None and self._duplicate_cosine is None:
+            self._append(rows, scores)
+            return
         images = self._library.embeddings_of("image", rows)
         if self._opposed is not None:
             bad, good = (np.max(images @ vectors.T, axis=1) for vectors in self._opposed)
             chosen = ~(bad > good)
             rows, scores, images = rows[chosen], scores[chosen], images[chosen]
         if self._duplicate_cosine is None:
-            self.hits += [Hit(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
+            self._append(rows, scores)
             return
         urls = self._library.take(rows, ["url"])["url"]
         images = np.nan_to_num(images)
@@ -118,6 +121,9 @@ class Ranking:
             first = len(self.hits) - len(new)
             self._leading += range(first, len(self.hits))
             self._leaders = np.concatenate([self._leaders, images[new]])
+
+    def _append(self, rows: np.ndarray, scores: np.ndarray) -> None:
+        self.hits += [Hit(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
 
     def _similar(self, to_leaders: np.ndarray, among: np.ndarray, new: list[int]) -> int | None:
         """The place of the first result whose image is nearly this one; None when it is new."""

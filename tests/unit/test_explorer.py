@@ -579,10 +579,10 @@ def test_large_bodies_are_refused_before_they_are_read(api):
 
 
 def test_rates_are_limited_by_address(made):
-    api = client(made, limits__requests_per_s=1.0, limits__burst=3)
+    api = client(made, limits__requests_per_s=0.001, limits__burst=3)
     answers = [api.get("/api/info") for _ in range(6)]
     assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 3
-    assert answers[-1].headers["retry-after"] == "1"
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 1000
 
 
 def test_other_sites_get_nothing(api):

@@ -1,5 +1,8 @@
 """The index stage: what it chooses, what it finds, and what it makes of damage."""
 
+import os
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -16,8 +19,10 @@ pytest.importorskip("faiss", reason="faiss is not installed: pip install -e '.[d
 from data_pipeline.explorer.library import Library
 from data_pipeline.index_choice import choose_index, train
 from data_pipeline.index_columns import filter_columns
+from data_pipeline.index_faiss import load_faiss
 from data_pipeline.index_plan import cut_parts
 from data_pipeline.index_search import Allowed
+from data_pipeline.index_vectors import PartVectors
 from data_pipeline.stage import run_stage
 
 
@@ -204,16 +209,93 @@ def test_a_killed_stage_goes_on_and_a_rerun_does_nothing(tmp_path):
     assert Library([str(made.folder)]).num_rows == 240
 
 
-def test_a_shard_written_anew_has_no_embedding_rather_than_anothers(tmp_path):
+@pytest.mark.parametrize("exact_rows", [100_000, 0])
+def test_a_row_keeps_its_own_embedding_when_its_shard_is_written_anew(tmp_path, exact_rows):
     made = write_run(tmp_path / "run")
-    build_index(made.folder)
+    build_index(made.folder, exact_rows=exact_rows)
     clip = made.folder / "tags" / "clip"
     uids = np.load(clip / "00000000.uids.npy")
     np.save(clip / "00000000.uids.npy", uids[1:])  # the first pair was taken down, the others moved up
     np.save(clip / "00000000.image.tiny.npy", np.load(clip / "00000000.image.tiny.npy")[1:])
     library = Library([str(made.folder)])
     row = library.find(array_to_uids(uids[2:3])[0])
-    assert np.isnan(library.embeddings_of("image", np.array([row]))).all()
+    found = library.embeddings_of("image", np.array([row]))[0]
+    assert np.allclose(found, made.images[2].astype(np.float32), atol=1e-3)
+
+
+def test_embeddings_lie_in_the_order_of_the_lists(tmp_path):
+    made = write_run(tmp_path / "run", rows=2000, shards=20)
+    build_index(made.folder, exact_rows=0, rows_per_part=2000)
+    parts = made.folder / "index" / "parts"
+    index = load_faiss().read_index(str(parts / "000000.image.faiss"))
+    vectors = PartVectors(parts, "000000", "image", 2000)
+    order = vectors.rows()
+    assert sorted(order) == sorted(set(order))
+    assert len(order) == len(vectors) == index.ntotal == 1999
+    lists = index.quantizer.search(vectors.block(0, len(vectors)), 1)[1][:, 0]
+    assert (np.diff(lists) >= 0).all()
+    assert len(set(lists)) > 16
+    # The same embeddings whichever way they are read, in any order, those that are not there among them.
+    asked = np.random.default_rng(3).permutation(2000)
+    taken = vectors.take(asked)
+    assert np.isnan(taken).any(axis=1).sum() == 1
+    there = np.isfinite(taken[:, 0])
+    places = np.argsort(order)[np.searchsorted(np.sort(order), asked[there])]
+    assert (taken[there] == vectors.block(0, len(vectors))[places]).all()
+    assert vectors.take(np.empty(0, np.int64)).shape == (0, DIM)
+
+
+def test_a_part_without_any_embedding_is_searched_too(tmp_path):
+    images = unit_rows(np.random.default_rng(0), 240)
+    images[80:160] = np.nan  # all of the second shard
+    made = write_run(tmp_path / "run", images=images)
+    for exact_rows in (100_000, 0):
+        build_index(made.folder, exact_rows=exact_rows)
+        library = Library([str(made.folder)])
+        rows, _ = library.nearest("image", images[0].astype(np.float32), 240, [None])
+        assert len(rows) == 160
+        assert not set(uids_of(library, rows)) & set(made.rows["uid"][80:160])
+        shutil.rmtree(made.folder / "index")
+
+
+def test_an_open_index_has_no_file_of_its_parts_open(tmp_path):
+    made = write_run(tmp_path / "run", rows=600, shards=30)
+    build_index(made.folder, rows_per_part=20)
+    library = Library([str(made.folder)])
+    assert len(library.runs[0].parts) == 30
+    library.nearest("image", made.images[0].astype(np.float32), 600, [None])
+    opened = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    assert not [path for path in opened if str(tmp_path) in path]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("vectors", lambda path: path.unlink(), "000001.image.vectors.npy cannot be read"),
+        ("vectors", lambda path: path.write_bytes(b""), "000001.image.vectors.npy cannot be read"),
+        ("vectors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "vectors.npy cannot be read"),
+        ("places", lambda path: path.write_bytes(path.read_bytes()[:-4]), "places.npy cannot be read"),
+        ("places", lambda path: path.write_bytes(b"PK" + path.read_bytes()[2:]), "places.npy cannot be read"),
+        ("places", lambda path: np.save(path, np.zeros(79, np.uint32)), "not the embeddings of 80 rows"),
+        ("vectors", lambda path: np.save(path, np.zeros((80, DIM))), "float64.* not the embeddings of 80"),
+        ("vectors", lambda path: np.save(path, np.array([{}] * 80)), "vectors.npy cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_embeddings_of_a_part_are_named(tmp_path, file, change, words):
+    made = write_run(tmp_path / "run")
+    build_index(made.folder)
+    change(made.folder / "index" / "parts" / f"000001.image.{file}.npy")
+    with pytest.raises(DataError, match=rf"{words}.* delete the folder index/ and run stage=index again"):
+        Library([str(made.folder)])
+
+
+def test_places_beyond_the_embeddings_are_as_if_there_were_none(tmp_path):
+    made = write_run(tmp_path / "run")
+    build_index(made.folder)
+    path = made.folder / "index" / "parts" / "000001.image.places.npy"
+    np.save(path, np.full(80, 80, np.uint32))
+    library = Library([str(made.folder)])
+    assert np.isnan(library.embeddings_of("image", np.arange(128, 208))).all()
 
 
 def test_damage_is_named(tmp_path):
