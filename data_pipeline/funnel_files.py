@@ -36,7 +36,7 @@ FIXED_COLUMNS: dict[str, Any] = {
 """The columns every table has. `dropped/<reason>` and `extra/<name>`, all Int64, come after them, sorted by name."""
 
 _FILE_FAULT = "extra/file_"  # the faults of records.RecordFault that are about a whole file
-_ROWS_AT_ONCE = 4000
+_ROWS_AT_ONCE = 1000
 _NAMED = 5  # files a step that are named in the terminal
 
 
@@ -45,7 +45,7 @@ def write_file_funnel(
 ) -> Path:
     """Writes the table of one step.
 
-    Holds a few thousand rows in memory, however many shards there are.
+    Holds a thousand rows in memory, however many shards there are.
 
     Args:
         output_dir: the run's folder.
@@ -74,20 +74,21 @@ def _write_table(path: Path, folder: Path, failed: Mapping[str, str], counted: S
     """Writes the table with these columns besides the fixed ones; returns those that the shards have."""
     schema = pl.Schema({**FIXED_COLUMNS, **dict.fromkeys(counted, pl.Int64)})
     arrow_schema = schema.to_frame().to_arrow().schema
-    rows, found = _rows(folder, failed), set()
+    found: set[str] = set()
+    rows = _rows(folder, failed, counted, found)
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, arrow_schema, compression="zstd") as writer,
     ):
         while piece := list(islice(rows, _ROWS_AT_ONCE)):
-            found.update(name for _, numbers in piece for name in numbers)
-            table = [(*fixed, *(numbers.get(name, 0) for name in counted)) for fixed, numbers in piece]
-            writer.write_table(pl.DataFrame(table, schema, orient="row").to_arrow().cast(arrow_schema))
+            writer.write_table(pl.DataFrame(piece, schema, orient="row").to_arrow().cast(arrow_schema))
     return found
 
 
-def _rows(folder: Path, failed: Mapping[str, str]) -> Iterator[tuple[tuple[Any, ...], dict[str, int]]]:
-    """(the fixed columns, the others) of every shard of a step."""
+def _rows(
+    folder: Path, failed: Mapping[str, str], counted: Sequence[str], found: set[str]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table; `found` gets the columns that the shards have besides the fixed ones."""
     finished = finished_names(folder)
     for shard in listed_shards(folder, {}):
         name, inputs = shard["name"], shard["inputs"]
@@ -96,8 +97,10 @@ def _rows(folder: Path, failed: Mapping[str, str]) -> Iterator[tuple[tuple[Any, 
             stats = read_stats(folder, name)
             counts, seconds = Counts.from_json(stats["counts"]), stats["seconds"]
         error = None if done else failed.get(name)
+        numbers = dict(_columns_of(counts))
+        found.update(numbers)
         fixed = name, inputs[0] if inputs else None, done, error, counts.rows_in, counts.rows_out, seconds
-        yield fixed, dict(_columns_of(counts))
+        yield *fixed, *(numbers.get(each, 0) for each in counted)
 
 
 def _columns_of(counts: Counts) -> Iterator[tuple[str, int]]:

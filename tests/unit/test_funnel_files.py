@@ -138,6 +138,13 @@ def test_many_damaged_files_are_counted(tmp_path):
     assert "60. The first 50 are shown" in render_report("t", [files_section(steps)])
 
 
+def test_a_reason_that_the_run_did_not_see_has_its_column(tmp_path):
+    """Another machine may finish a shard after the run's last look."""
+    _, table = run(tmp_path, COUNTS)
+    write_file_funnel(tmp_path, "extract", tmp_path / "out", {}, COUNTS[0])
+    assert pl.read_parquet(tmp_path / "funnel" / "extract.parquet").equals(table)
+
+
 def test_steps_come_in_the_order_of_the_stages(tmp_path):
     stage = CountingStage(tmp_path / "out", 1, counts=COUNTS[:1])
     run_stage(stage, InlineExecutor(), max_failed_fraction=0)
@@ -199,7 +206,7 @@ def test_a_broken_table_is_told(tmp_path):
         read_step_files(tmp_path, ["extract"])
 
 
-def test_memory_is_a_few_hundred_bytes_a_file(tmp_path):
+def test_memory_is_that_of_a_thousand_files(tmp_path):
     number = 3000
     folder = tmp_path / "out"
     folder.mkdir()
@@ -213,8 +220,8 @@ def test_memory_is_a_few_hundred_bytes_a_file(tmp_path):
         (folder / (shard["name"] + STATS_SUFFIX)).write_text(record)
     del shards
     tracemalloc.start()
-    path = write_file_funnel(tmp_path, "extract", folder, {})
+    path = write_file_funnel(tmp_path, "extract", folder, {}, counts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(pl.read_parquet(path)) == number
-    assert peak < 2000 * number  # the manifest's own JSON is most of it
+    assert peak < 3_000_000  # 6 MB with all of them
