@@ -61,16 +61,25 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(funnel_files, "_ROWS_AT_ONCE", 100)
 
 
+def peak(work, stage):
+    tracemalloc.start()
+    work(stage)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+
+def stages_of(folder, few, many):
+    """Two stages of few shards and two of many."""
+    return [
+        [ManyShards(folder / f"{number}{twin}" / "toy", number) for twin in "ab"] for number in (few, many)
+    ]
+
+
 def growth(work, stages):
-    """Bytes a shard; the first stage is there so that what is held once, such as a module, is there already."""
-    work(stages[0])
-    peaks = []
-    for stage in stages[1:]:
-        tracemalloc.start()
-        work(stage)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    return (peaks[1] - peaks[0]) / (stages[2].num_shards - stages[1].num_shards)
+    """Bytes a shard; of two equal stages the lower counts: what is held once, such as a module, is not there twice."""
+    few, many = (min(peak(work, stage) for stage in twins) for twins in stages)
+    return (many - few) / (stages[1][0].num_shards - stages[0][0].num_shards)
 
 
 def run(stage):
@@ -93,17 +102,17 @@ def funnel(stage):
 
 
 def test_what_the_driver_does_takes_a_few_bytes_a_shard(tmp_path):
-    stages = [ManyShards(tmp_path / str(number) / "toy", number) for number in (MANY - 1, FEW, MANY)]
+    stages = stages_of(tmp_path, FEW, MANY)
     grown = [(work.__name__, growth(work, stages)) for work in (run, run, look, later, funnel)]
     assert max(each for _, each in grown) < BYTES_A_SHARD, grown
-    assert progress_of(stages[1].folder) == (FEW, FEW)
-    assert finished_shards(stages[1].folder)[-1] == f"{FEW - 1:08d}"
+    folder = stages[0][0].folder
+    assert (progress_of(folder), finished_shards(folder)[-1]) == ((FEW, FEW), f"{FEW - 1:08d}")
 
 
-def test_a_run_in_worker_processes_takes_a_few_bytes_a_shard(tmp_path):
+def test_a_run_in_a_worker_process_takes_a_few_bytes_a_shard(tmp_path):
     def run_here(stage):
         executor = LocalExecutor(num_workers=1, retries=0, shard_timeout_s=600.0)
         assert run_stage(stage, executor, max_failed_fraction=0.0).done == stage.num_shards
 
-    stages = [ManyShards(tmp_path / str(number), number) for number in (99, 100, 400)]
-    assert growth(run_here, stages) < 100  # a shard that waits was 400
+    # A shard that waits was 400. So few are compared, being made for real, that what is held once counts as well.
+    assert growth(run_here, stages_of(tmp_path, 100, 400)) < 100
