@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from data_pipeline.stage import (
     Counts,
     Outcome,
     Shard,
+    Shards,
     Stage,
     make_shard,
     publish_shard,
@@ -54,8 +55,9 @@ class ScaleStage(Stage):
     def __post_init__(self) -> None:
         self.settings = {"tasks": self.tasks}
 
-    def shards(self) -> list[Shard]:
-        return [Shard(f"{n:08d}", (f"/crawl/segment/{n:08d}.warc.wat.gz",)) for n in range(self.tasks)]
+    def shards(self) -> Iterator[Shard]:
+        for n in range(self.tasks):
+            yield Shard(f"{n:08d}", (f"/crawl/segment/{n:08d}.warc.wat.gz",))
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         (temporary / f"{shard.name}.txt").write_text("a line\n")
@@ -65,7 +67,7 @@ class ScaleStage(Stage):
 class Pretend:
     """An executor whose shards are there as soon as they are asked for."""
 
-    def run(self, stage: Stage, shards: Sequence[Shard]) -> Iterator[Outcome]:
+    def run(self, stage: Stage, shards: Shards) -> Iterator[Outcome]:
         for shard in shards:
             (stage.folder / (shard.name + STATS_SUFFIX)).write_text(STATS)
             yield Outcome(shard, None)
@@ -74,7 +76,7 @@ class Pretend:
 class Inline:
     """An executor in this process, which makes and publishes as all do."""
 
-    def run(self, stage: Stage, shards: Sequence[Shard]) -> Iterator[Outcome]:
+    def run(self, stage: Stage, shards: Shards) -> Iterator[Outcome]:
         for shard in shards:
             temporary = temporary_folder(stage, shard)
             make_shard(stage, None, shard, temporary)
@@ -112,7 +114,7 @@ def hand_out(stage: ScaleStage) -> int:
         cluster="a100", shards_per_task=64, max_parallel_tasks=None, retries=0, shard_timeout_s=60.0
     )
     arrays = executor._hand_out(stage, stage.shards(), set())
-    assert sum(len(task) for array in arrays for task in array.tasks) == stage.tasks
+    assert sum(array.num_tasks for array in arrays) == -(-stage.tasks // 64)
     return stage.tasks
 
 

@@ -17,7 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -148,27 +148,36 @@ def remove(path: str | Path) -> None:
         asked(address, lambda system: system.rm_file(address))
 
 
-def names_in(folder: str | Path, suffix: str) -> set[str]:
+def names_in(folder: str | Path, suffix: str) -> Iterator[str]:
     """Names of the files in a folder that end in `suffix`, without it; none when there is no folder."""
     address = address_of(folder)
     if address is not None:
         names = (name.rpartition("/")[2] for name in _listed(address))
     else:
-        try:
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries]
-        except FileNotFoundError:
-            names = []
-    return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+        names = _entries(folder)
+    return (name.removesuffix(suffix) for name in names if name.endswith(suffix))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if entry.is_dir()]
+    return []
+
+
+def _entries(folder: str | Path) -> Iterator[str]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name
 
 
 def folders_with(folder: str | Path, name: str, depth: int) -> list[Path]:
     """The folders below one, at most `depth` levels down, that hold a file of that name, as local paths."""
     address = address_of(folder)
     if address is None:
-        found = [
-            path.parent for level in range(1, depth + 1) for path in Path(folder).glob("*/" * level + name)
-        ]
+        level, found = [Path(folder)], []
+        for _ in range(depth):
+            level = [child for parent in level for child in _folders_in(parent)]
+            found += [child for child in level if (child / name).exists()]
         return sorted(found)
 
     def inside(parent: str) -> list[str]:

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import polars as pl
 
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
+from data_pipeline.stage import Counts, Shard, Stage, stream_finished
 from data_pipeline.tables import read_table
 
 
@@ -23,9 +23,10 @@ class CaptionStage(Stage):
     raw: Path  # the download stage's folder
     columns: ClassVar[dict[str, Any]]  # that are added, with their Polars types
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete raw shard."""
-        return [Shard(name, (str(self.raw / f"{name}.parquet"),)) for name in finished_shards(self.raw)]
+        for name in stream_finished(self.raw):
+            yield Shard(name, (str(self.raw / f"{name}.parquet"),))
 
     @abstractmethod
     def tag(self, context: Any, texts: list[str]) -> tuple[dict[str, Sequence[Any]], Counter[str]]:

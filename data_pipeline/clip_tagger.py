@@ -15,6 +15,7 @@ start of a shard.
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from data_pipeline.clip_models import (
     weights_fingerprint,
 )
 from data_pipeline.embeddings import image_name, text_name, uids_name, write_uids
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
+from data_pipeline.stage import Counts, Shard, Stage, stream_finished
 from data_pipeline.tables import read_table
 from data_pipeline.taggers.watermark import (
     WatermarkNet,
@@ -106,15 +107,13 @@ class ClipStage(Stage):
         """One, unless the CPU is asked for."""
         return 0 if self.device == "cpu" else 1
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete raw shard."""
-        made = []
-        for name in finished_shards(self.raw):
+        for name in stream_finished(self.raw):
             inputs = [self.raw / f"{name}.parquet", self.raw / f"{name}.tar"]
             if self.language_tags is not None:
                 inputs.append(self.language_tags / f"{name}.parquet")
-            made.append(Shard(name, tuple(str(path) for path in inputs)))
-        return made
+            yield Shard(name, tuple(str(path) for path in inputs))
 
     def setup(self) -> LoadedModels:
         """Loads the models on this worker's device."""

@@ -12,17 +12,19 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crawl2clip import storage
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import flush_to_disk, read_json, sha256_of, write_json
-from data_pipeline.frozen_list import is_text, manifest_pieces, write_pieces
+from data_pipeline.frozen_list import FrozenList, Shard, is_text, manifest_pieces, read_entries, write_pieces
+from data_pipeline.name_set import NameSet
 
 if TYPE_CHECKING:
-    from data_pipeline.stage import Shard, Stage
+    from data_pipeline.stage import Stage
 
 MANIFEST = "manifest.json"
 STATS_SUFFIX = ".stats.json"
@@ -32,7 +34,7 @@ TEMPORARY_FOLDER = ".tmp"
 """A folder for every worker machine or task, and in it one for every shard that is being made."""
 
 
-def finished_shards(folder: Path | str) -> list[str]:
+def stream_finished(folder: Path | str) -> Iterator[str]:
     """Names of the complete shards of the stage that writes to `folder`, in the manifest's order.
 
     A later stage builds its own list of shards from this.
@@ -41,34 +43,57 @@ def finished_shards(folder: Path | str) -> list[str]:
         DataError: the stage has not started yet.
     """
     finished = finished_names(folder)
-    return [shard["name"] for shard in read_manifest(folder)["shards"] if shard["name"] in finished]
+    return (entry["name"] for entry in listed_shards(folder, {}) if entry["name"] in finished)
 
 
-def finished_names(folder: Path | str) -> set[str]:
+def finished_shards(folder: Path | str) -> list[str]:
+    """The same as a list, for those who need them all at once."""
+    return list(stream_finished(folder))
+
+
+def finished_names(folder: Path | str) -> NameSet:
     """Names of the complete shards in a folder, by one look at it; their markers are then on this machine."""
     names = storage.names_in(folder, STATS_SUFFIX)
     if storage.address_of(folder):
+        names = set(names)
         here = {path.name for path in Path(folder).glob("*" + STATS_SUFFIX)}
         storage.refresh(folder, here | {name + STATS_SUFFIX for name in names})
-    return names
+    return NameSet(names)
 
 
-def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """A stage's frozen list of shards: stage, settings, upstream, shards.
+def listed_shards(folder: Path | str, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A stage's frozen list of shards, one at a time: name and inputs of each.
+
+    Args:
+        about: gets stage, settings, upstream, and the number of shards as `shards`; complete when there are no more.
 
     Raises:
         DataError: the stage has not started yet, or the file is damaged.
     """
     path = Path(folder) / MANIFEST
     storage.fetch_newest(path)
-    return read_json(path)
+    return read_entries(path, about)
+
+
+def read_settings(folder: Path | str) -> dict[str, Any]:
+    """The settings that a stage's output was made with; none where its manifest has none.
+
+    Raises:
+        DataError: as `listed_shards`.
+    """
+    about: dict[str, Any] = {}
+    for _ in listed_shards(folder, about):
+        if "settings" in about:  # a stage writes them before the shards
+            break
+    return about.get("settings", {})
 
 
 def progress_of(folder: Path | str) -> tuple[int, int]:
     """How many shards of the stage that writes to `folder` are complete, of how many; (0, 0) before it starts."""
     if not storage.exists(Path(folder) / MANIFEST):
         return 0, 0
-    return len(finished_shards(folder)), len(read_manifest(folder)["shards"])
+    finished, about = finished_names(folder), {}
+    return sum(entry["name"] in finished for entry in listed_shards(folder, about)), about["shards"]
 
 
 def is_finished(folder: Path | str, name: str) -> bool:
@@ -82,8 +107,8 @@ def read_stats(folder: Path | str, name: str) -> dict[str, Any]:
     Raises:
         DataError: it is missing, or not such a record.
     """
-    path = Path(folder) / (name + STATS_SUFFIX)
-    if not path.exists():
+    path = os.path.join(folder, name + STATS_SUFFIX)
+    if not os.path.exists(path):
         storage.fetch(path)
     stats = read_json(path)
     if not _is_record(stats):
@@ -106,94 +131,138 @@ def _is_record(stats: Any) -> bool:
     return all(isinstance(number, int) for number in numbers)
 
 
-def freeze_manifest(stage: "Stage") -> "list[Shard]":
+def freeze_manifest(stage: "Stage") -> FrozenList:
     """Writes the stage's manifest the first time; afterwards checks that nothing has changed.
 
     The manifest holds the shards with their inputs, the settings, and the digest of the manifest of
     every folder that inputs come from, so a change in an earlier stage is noticed too.
 
     Returns:
-        The stage's shards.
+        The stage's shards, as they are listed there.
 
     Raises:
         ConfigError: the folder was made with other settings or inputs; the message names them.
-        DataError: the stage has no inputs.
+        DataError: the stage has no inputs, or the manifest is damaged.
     """
-    shards = stage.shards()
-    if not shards:
-        raise DataError(
-            f"stage {stage.name!r} has nothing to do: no input shards were found. "
-            "Look at the funnel of the stages before it: they may have dropped every row."
-        )
     path = stage.folder / MANIFEST
     storage.fetch_newest(path)
     about = {
         "stage": stage.name,
         "settings": json.loads(json.dumps(storage.public(stage.settings))),  # as they will be read again
-        "upstream": storage.public(_manifest_digests(shards)),
     }
-    if path.exists():
-        # Both lists are in memory only to say how they differ.
-        if not is_text(path, manifest_pieces(about, map(_listed, shards))):
-            differences = _differences(
-                read_json(path), {**about, "shards": [_listed(shard) for shard in shards]}
-            )
-        else:
-            differences = []
+    listing = _Listing(stage)
+    pieces = manifest_pieces(about, listing, listing.upstream)
+    if not path.exists():
+        write_pieces(path, pieces)
+        storage.publish(path)
+    elif not is_text(path, pieces):
+        listing = _Listing(stage)  # the other was gone through up to the first difference
+        differences = _differences(path, about["settings"], listing)
         if differences:
             raise ConfigError(
                 f"{stage.folder} was made by another run of stage {stage.name!r}: {'; '.join(differences)}. "
                 "One folder holds the output of one run: set it back as it was, choose another output_dir, "
                 f"or delete {stage.folder} and the folders of the stages after it to make them again."
             )
-    else:
-        names = [shard.name for shard in shards]
-        assert len(set(names)) == len(names), f"stage {stage.name} has two shards of one name"
-        write_pieces(path, manifest_pieces(about, map(_listed, shards)))
-        storage.publish(path)
-    return shards
+    return FrozenList(path, listing.num_shards, listing.local_folders())
 
 
-def _listed(shard: "Shard") -> dict[str, Any]:
-    return {"name": shard.name, "inputs": storage.public(shard.inputs)}
+class _Listing:
+    """A stage's shards, and what is learnt from them when they are gone through.
+
+    Raises:
+        DataError: there are none.
+    """
+
+    def __init__(self, stage: "Stage") -> None:
+        self.stage = stage
+        self.num_shards = 0
+        self.folders: set[str] = set()  # of the inputs
+
+    def __iter__(self) -> Iterator[Shard]:
+        self.num_shards, names = 0, NameSet()
+        for shard in self.stage.shards():
+            self.num_shards += 1
+            names.add(shard.name)
+            self.folders.update(map(os.path.dirname, shard.inputs))
+            yield shard
+        assert not names.has_repeats(), f"stage {self.stage.name} has two shards of one name"
+        if not self.num_shards:
+            raise DataError(
+                f"stage {self.stage.name!r} has nothing to do: no input shards were found. "
+                "Look at the funnel of the stages before it: they may have dropped every row."
+            )
+
+    def upstream(self) -> dict[str, str]:
+        """Folder -> the digest of its manifest, where it has one."""
+        manifests = {folder: Path(folder) / MANIFEST for folder in sorted(self.folders)}
+        for path in manifests.values():
+            storage.fetch_newest(path)
+        return {folder: sha256_of(path) for folder, path in manifests.items() if path.exists()}
+
+    def local_folders(self) -> dict[str, str]:
+        """See `FrozenList`."""
+        local = {storage.public(folder): folder for folder in self.folders}
+        assert len(local) == len(self.folders), f"stage {self.stage.name} has two names for one folder"
+        return {address: folder for address, folder in local.items() if address != folder}
 
 
-def _manifest_digests(shards: "Sequence[Shard]") -> dict[str, str]:
-    folders = {os.path.dirname(path) for shard in shards for path in shard.inputs}
-    manifests = {folder: Path(folder) / MANIFEST for folder in sorted(folders)}
-    for path in manifests.values():
-        storage.fetch_newest(path)
-    return {folder: sha256_of(path) for folder, path in manifests.items() if path.exists()}
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Sentences that say how two manifests differ; none when they agree."""
+def _differences(path: Path, settings: dict[str, Any], listing: _Listing) -> list[str]:
+    """Sentences that say how a manifest differs from what would be written; none when it does not."""
+    found: dict[str, Any] = {}
+    old_names = NameSet(entry["name"] for entry in read_entries(path, found))
+    old_entries = NameSet(
+        _identity(entry["name"], entry.get("inputs", [])) for entry in read_entries(path, {})
+    )
+    new_names = NameSet(shard.name for shard in listing)
     differences = []
-    old, new = found["settings"], wanted["settings"]
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            differences.append(f"setting {key} was {_short(old.get(key))} and is now {_short(new.get(key))}")
-    old_shards = {shard["name"]: shard["inputs"] for shard in found["shards"]}
-    new_shards = {shard["name"]: shard["inputs"] for shard in wanted["shards"]}
+    old = found.get("settings", {})
+    for key in sorted(old.keys() | settings.keys()):
+        if old.get(key) != settings.get(key):
+            differences.append(
+                f"setting {key} was {_short(old.get(key))} and is now {_short(settings.get(key))}"
+            )
     for word, names in (
-        ("no longer asked for", old_shards.keys() - new_shards.keys()),
-        ("new", new_shards.keys() - old_shards.keys()),
+        (
+            "no longer asked for",
+            (entry["name"] for entry in read_entries(path, {}) if entry["name"] not in new_names),
+        ),
+        ("new", (shard.name for shard in listing if shard.name not in old_names)),
         (
             "made from other inputs",
-            {n for n in old_shards.keys() & new_shards.keys() if old_shards[n] != new_shards[n]},
+            (
+                shard.name
+                for shard in listing
+                if shard.name in old_names
+                and _identity(shard.name, storage.public(shard.inputs)) not in old_entries
+            ),
         ),
     ):
-        if names:
-            listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            differences.append(f"{len(names)} of its shards are {word} ({listed})")
-    if not differences and found["upstream"] != wanted["upstream"]:
+        number, first = _count_and_first(names)
+        if number:
+            listed = ", ".join(first) + (", ..." if number > len(first) else "")
+            differences.append(f"{number} of its shards are {word} ({listed})")
+    before, now = found.get("upstream", {}), storage.public(listing.upstream())
+    if not differences and before != now:
         changed = sorted(
-            folder
-            for folder in found["upstream"].keys() | wanted["upstream"].keys()
-            if found["upstream"].get(folder) != wanted["upstream"].get(folder)
+            folder for folder in before.keys() | now.keys() if before.get(folder) != now.get(folder)
         )
         differences.append(f"its input {', '.join(changed)} has been made again since")
     return differences
+
+
+def _identity(name: str, inputs: Sequence[str]) -> str:
+    return json.dumps([name, *inputs])
+
+
+def _count_and_first(names: Iterable[str]) -> tuple[int, list[str]]:
+    """How many there are, and the first three in the order of the alphabet."""
+    number, first = 0, []
+    for name in names:
+        number += 1
+        insort(first, name)
+        del first[3:]
+    return number, first
 
 
 def _short(value: Any) -> str:
@@ -204,14 +273,14 @@ def _short(value: Any) -> str:
 # What failed
 
 
-def record_failure(folder: Path, shard: "Shard", error: str) -> None:
+def record_failure(folder: Path, shard: Shard, error: str) -> None:
     """Notes why a shard could not be made, for `python -m data_pipeline status` and for a run elsewhere."""
     path = folder / FAILED_FOLDER / f"{shard.name}.json"
     write_json(path, {"shard": shard.name, "error": error, "time": round(time.time())})
     storage.publish(path)
 
 
-def forget_failure(folder: Path, shard: "Shard") -> None:
+def forget_failure(folder: Path, shard: Shard) -> None:
     """Removes the note once the shard is made."""
     path = folder / FAILED_FOLDER / f"{shard.name}.json"
     if path.exists():
@@ -234,7 +303,7 @@ def read_failures(folder: Path) -> dict[str, str]:
 # Making one shard
 
 
-def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) -> None:
+def make_shard(stage: "Stage", context: Any, shard: Shard, temporary: Path) -> None:
     """Runs the stage on one shard, in a worker: all files are then in `temporary`, on disk, the stats too."""
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -262,7 +331,7 @@ def make_shard(stage: "Stage", context: Any, shard: "Shard", temporary: Path) ->
     write_json(temporary / (shard.name + STATS_SUFFIX), stats)
 
 
-def publish_shard(stage: "Stage", shard: "Shard", temporary: Path) -> None:
+def publish_shard(stage: "Stage", shard: Shard, temporary: Path) -> None:
     """Moves a finished shard's files into the stage's folder, the stats last. Done by the executor.
 
     When another worker was first, as after a node that was thought to be lost, its output stays and this is removed.
@@ -295,7 +364,7 @@ def _put_in_store(folder: Path, temporary: Path, marker: str) -> None:
             (folder / name).unlink()
 
 
-def temporary_folder(stage: "Stage", shard: "Shard") -> Path:
+def temporary_folder(stage: "Stage", shard: Shard) -> Path:
     """Where this machine builds the shard; left over only when the run is killed, and then removed by the next."""
     return stage.folder / TEMPORARY_FOLDER / _worker() / shard.name
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
@@ -32,7 +33,7 @@ from data_pipeline.deduplicate_rows import (
     write_shards,
 )
 from data_pipeline.deduplicate_winner import first_of_each
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats
+from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats, stream_finished
 
 logger = logging.getLogger(__name__)
 
@@ -104,25 +105,11 @@ class RunsStage(Stage):
     candidates: Path  # the extract stage's folder
     blocklist: Path | None = None  # where BlocklistStage wrote
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Groups of candidate files with about `rows_per_run` rows, in the files' order, and parts of larger files."""
         at_once = self.settings["rows_per_run"]
-        groups: list[tuple[str, list[str]]] = []
-        space = 0
-        for name, rows in _rows_of(self.candidates).items():
-            path = str(self.candidates / f"{name}.parquet")
-            if rows > at_once:
-                groups += [
-                    (f"-{start}-{min(start + at_once, rows)}", [path]) for start in range(0, rows, at_once)
-                ]
-                space = 0
-            elif rows:
-                if rows > space:
-                    groups.append(("", []))
-                    space = at_once
-                groups[-1][1].append(path)
-                space -= rows
-        return [Shard(f"{index:05d}{part}", tuple(files)) for index, (part, files) in enumerate(groups)]
+        for index, (part, files) in enumerate(_groups(self.candidates, at_once)):
+            yield Shard(f"{index:05d}{part}", tuple(files))
 
     def setup(self) -> _RunContext:
         """How many ranges there will be, and what is blocked."""
@@ -164,16 +151,17 @@ class EarlierStage(Stage):
     settings: dict[str, Any]
     earlier: tuple[Path, ...]  # the deduplicate folders of earlier runs
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Groups of their download shards, in order."""
-        at_once = self.settings["rows_per_run"] * _KEYS_PER_RUN
-        numbered, rows_before = [], 0
+        for index, group in groupby(self._numbered(), key=lambda entry: entry[0]):
+            yield Shard(f"{index:05d}", tuple(path for _, path in group))
+
+    def _numbered(self) -> Iterator[tuple[int, str]]:
+        at_once, rows_before = self.settings["rows_per_run"] * _KEYS_PER_RUN, 0
         for folder in self.earlier:
-            for name, rows in _rows_of(folder).items():
-                numbered.append((rows_before // at_once, str(folder / f"{name}.parquet")))
+            for name, rows in _rows_of(folder):
+                yield rows_before // at_once, str(folder / f"{name}.parquet")
                 rows_before += rows
-        groups = groupby(numbered, key=lambda entry: entry[0])
-        return [Shard(f"{index:05d}", tuple(path for _, path in group)) for index, group in groups]
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Writes a key file."""
@@ -197,13 +185,15 @@ class RangesStage(Stage):
     runs: Path  # where RunsStage wrote
     earlier: Path | None = None  # where EarlierStage wrote
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Equal parts of the key space, each made from all runs and all earlier keys."""
         inputs = [str(self.runs / f"{name}.arrow") for name in finished_shards(self.runs)]
         num_ranges = _num_ranges(self.candidates, self.settings) if inputs else 0
         if self.earlier is not None:
             inputs += [str(self.earlier / f"{name}.npy") for name in finished_shards(self.earlier)]
-        return [Shard(f"{index:05d}-{num_ranges:05d}", tuple(inputs)) for index in range(num_ranges)]
+        of_each = tuple(inputs)
+        for index in range(num_ranges):
+            yield Shard(f"{index:05d}-{num_ranges:05d}", of_each)
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Makes the download shards of one range: `NAME.PPP.parquet`, piece P."""
@@ -244,13 +234,11 @@ class ShardsStage(Stage):
     settings: dict[str, Any]
     ranges: Path  # where RangesStage wrote
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """The download shards of all ranges."""
-        return [
-            Shard(f"{name[:5]}{piece:03d}", (str(self.ranges / _piece_name(name, piece)),))
-            for name in finished_shards(self.ranges)
-            for piece in range(read_stats(self.ranges, name)["counts"]["extra"]["download_shards"])
-        ]
+        for name in stream_finished(self.ranges):
+            for piece in range(read_stats(self.ranges, name)["counts"]["extra"]["download_shards"]):
+                yield Shard(f"{name[:5]}{piece:03d}", (str(self.ranges / _piece_name(name, piece)),))
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Gives one download shard its name; where the file system has no hard links, by a copy."""
@@ -263,15 +251,34 @@ class ShardsStage(Stage):
         return Counts(rows, rows)
 
 
-def _rows_of(folder: Path) -> dict[str, int]:
-    """Rows in each finished shard of a stage."""
-    return {name: read_stats(folder, name)["counts"]["rows_out"] for name in finished_shards(folder)}
+def _rows_of(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, rows) of each finished shard of a stage."""
+    return ((name, read_stats(folder, name)["counts"]["rows_out"]) for name in stream_finished(folder))
+
+
+def _groups(candidates: Path, at_once: int) -> Iterator[tuple[str, list[str]]]:
+    """(part of a file that is too large, files) of each run."""
+    group: list[str] = []
+    space = at_once
+    for name, rows in _rows_of(candidates):
+        path = str(candidates / f"{name}.parquet")
+        if group and rows > space:
+            yield "", group
+            group, space = [], at_once
+        if rows > at_once:
+            for start in range(0, rows, at_once):
+                yield f"-{start}-{min(start + at_once, rows)}", [path]
+        elif rows:
+            group.append(path)
+            space -= rows
+    if group:
+        yield "", group
 
 
 def _num_ranges(candidates: Path, settings: dict[str, Any]) -> int:
     """How many parts the key space is split into: each has about as many of the candidates as a run."""
     rows_per_range = min(settings["rows_per_run"], settings["rows_per_shard"] * _MAX_PIECES // 2)
-    return min(max(1, -(-sum(_rows_of(candidates).values()) // rows_per_range)), 99_999)
+    return min(max(1, -(-sum(rows for _, rows in _rows_of(candidates)) // rows_per_range)), 99_999)
 
 
 def _keys(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

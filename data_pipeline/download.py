@@ -15,7 +15,7 @@ import tempfile
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from data_pipeline.fetch_config import FetchConfig, check_number
 from data_pipeline.image_config import ImageConfig
 from data_pipeline.published import PublishedConfig, boxes_of, read_listed
 from data_pipeline.raw_shard import StoredImage, write_raw_shard
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
+from data_pipeline.stage import Counts, Shard, Stage, stream_finished
 from data_pipeline.tables import read_rows
 from data_pipeline.update import EarlierRun
 
@@ -104,14 +104,14 @@ class DownloadStage(Stage):
     min_bytes: int  # of the original file; from the recipe
     earlier: EarlierRun | None = None  # whose failures are tried again, in place of candidates
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete shard of candidates, or of the earlier run."""
         if self.earlier is not None:
-            return [Shard(name, self.earlier.inputs(name)) for name in self.earlier.shards()]
-        return [
-            Shard(name, (str(self.candidates / f"{name}.parquet"),))
-            for name in finished_shards(self.candidates)
-        ]
+            for name in self.earlier.shards():
+                yield Shard(name, self.earlier.inputs(name))
+        else:
+            for name in stream_finished(self.candidates):
+                yield Shard(name, (str(self.candidates / f"{name}.parquet"),))
 
     def setup(self) -> "Worker":
         """Makes the HTTP client and starts the decoding processes."""

@@ -7,7 +7,7 @@ nothing else may be joined with them by position. Models that share an image tow
 the first of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from crawl2clip.errors import DataError
 from crawl2clip.schema import UID_DTYPE
 from data_pipeline.clip_models import ClipModelConfig, embed_dim_of, tower_names
 from data_pipeline.deduplicate_keys import hex_of_keys
-from data_pipeline.stage import Shard, finished_shards
+from data_pipeline.stage import Shard, stream_finished
 from data_pipeline.subset import uid_halves
 
 
@@ -67,9 +67,10 @@ class ImageEmbeddings:
         """A shard's uids and embeddings."""
         return str(self.clip / uids_name(shard)), str(self.clip / image_name(shard, self.tower))
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete shard of the clip tagger: the uids and the embeddings."""
-        return [Shard(name, self.files(name)) for name in finished_shards(self.clip)]
+        for name in stream_finished(self.clip):
+            yield Shard(name, self.files(name))
 
 
 def read_embeddings(uids: str | Path, embeddings: str | Path) -> tuple[list[str], np.ndarray]:

@@ -17,7 +17,7 @@ One file a raw shard, several at a time. An export that is killed goes on when i
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,8 +27,9 @@ import numpy as np
 import polars as pl
 
 from crawl2clip.errors import Crawl2ClipError, DataError
-from crawl2clip.files import atomic_path, read_json
+from crawl2clip.files import atomic_path
 from crawl2clip.logs import setup_logging
+from data_pipeline.completion import read_settings
 from data_pipeline.embeddings import image_name, read_embeddings, text_name, uids_name
 from data_pipeline.executors import executor_of_command
 from data_pipeline.select import UIDS_NAME
@@ -38,9 +39,9 @@ from data_pipeline.stage import (
     Executor,
     Shard,
     Stage,
-    finished_shards,
     is_finished,
     run_stage,
+    stream_finished,
 )
 from data_pipeline.subset import is_in_subset, open_uids, uid_halves
 from data_pipeline.tables import read_table
@@ -68,11 +69,12 @@ class ExportStage(Stage):
     run_dir: Path
     form: ExportForm
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete raw shard."""
         raw = self.run_dir / "raw"
         extra = [] if self.form == ExportForm.datacomp else [str(self.run_dir / "subset" / UIDS_NAME)]
-        return [Shard(name, (str(raw / f"{name}.parquet"), *extra)) for name in finished_shards(raw)]
+        for name in stream_finished(raw):
+            yield Shard(name, (str(raw / f"{name}.parquet"), *extra))
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes one file, or two."""
@@ -176,7 +178,7 @@ COLUMNS: dict[ExportForm, Callable[[Path, pl.DataFrame], pl.DataFrame]] = {
 def openai_models(run_dir: Path) -> dict[str, str]:
     """b32 and l14 -> what the run's clip tagger calls the model, for those that it has with their own text tower."""
     manifest = run_dir / "tags" / "clip" / MANIFEST
-    tagged = read_json(manifest).get("settings", {}).get("models", []) if manifest.is_file() else []
+    tagged = read_settings(manifest.parent).get("models", []) if manifest.is_file() else []
     return {
         key: entry["name"]
         for key, model in OPENAI_MODELS.items()

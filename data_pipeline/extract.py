@@ -109,9 +109,10 @@ class ExtractStage(Stage):
     config: ExtractConfig
     cache: Path
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each crawl file."""
-        return [Shard(file.name, (file.location, file.label)) for file in list_files(self.source, self.cache)]
+        for file in list_files(self.source, self.cache):
+            yield Shard(file.name, (file.location, file.label))
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Reads one crawl file."""

@@ -6,18 +6,19 @@ and the same output gives the same bytes. The surprising part: it lists every sh
 could not be made too, since a file that is missing from a table of files is what one looks for last.
 """
 
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from crawl2clip import storage
 from crawl2clip.errors import DataError
 from crawl2clip.files import atomic_path
-from data_pipeline.completion import finished_names, read_manifest, read_stats
+from data_pipeline.completion import finished_names, listed_shards, read_stats
 from data_pipeline.stage import Counts
 
 FILE_FUNNEL = "funnel"
@@ -35,19 +36,23 @@ FIXED_COLUMNS: dict[str, Any] = {
 """The columns every table has. `dropped/<reason>` and `extra/<name>`, all Int64, come after them, sorted by name."""
 
 _FILE_FAULT = "extra/file_"  # the faults of records.RecordFault that are about a whole file
+_ROWS_AT_ONCE = 1000
 _NAMED = 5  # files a step that are named in the terminal
 
 
-def write_file_funnel(output_dir: Path, step: str, folder: Path, failed: Mapping[str, str]) -> Path:
+def write_file_funnel(
+    output_dir: Path, step: str, folder: Path, failed: Mapping[str, str], counts: Counts
+) -> Path:
     """Writes the table of one step.
 
-    Holds a few hundred bytes a shard in memory, whatever is in them.
+    Holds a thousand rows in memory, however many shards there are.
 
     Args:
         output_dir: the run's folder.
         step: the step's name, such as `extract` or `deduplicate/runs`.
         folder: where its shards are; its manifest is there.
         failed: shard -> why its last try failed, of the run that has just ended.
+        counts: of that run, which say what columns there are.
 
     Returns:
         Where the table is.
@@ -55,31 +60,47 @@ def write_file_funnel(output_dir: Path, step: str, folder: Path, failed: Mapping
     Raises:
         DataError: the manifest or a shard's stats are missing or broken.
     """
-    shards, finished = read_manifest(folder)["shards"], finished_names(folder)
-    fixed: dict[str, list[Any]] = {name: [] for name in FIXED_COLUMNS}
-    counted: dict[str, array[int]] = {}
-    for index, shard in enumerate(shards):
+    path = output_dir / FILE_FUNNEL / f"{step}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    expected = {name for name, _ in _columns_of(counts)}
+    found = _write_table(path, folder, failed, sorted(expected))
+    if not found <= expected:  # another machine finished a shard after the run's last look
+        _write_table(path, folder, failed, sorted(expected | found))
+    storage.publish(path)
+    return path
+
+
+def _write_table(path: Path, folder: Path, failed: Mapping[str, str], counted: Sequence[str]) -> set[str]:
+    """Writes the table with these columns besides the fixed ones; returns those that the shards have."""
+    schema = pl.Schema({**FIXED_COLUMNS, **dict.fromkeys(counted, pl.Int64)})
+    arrow_schema = schema.to_frame().to_arrow().schema
+    found: set[str] = set()
+    rows = _rows(folder, failed, counted, found)
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, arrow_schema, compression="zstd") as writer,
+    ):
+        while piece := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pl.DataFrame(piece, schema, orient="row").to_arrow().cast(arrow_schema))
+    return found
+
+
+def _rows(
+    folder: Path, failed: Mapping[str, str], counted: Sequence[str], found: set[str]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table; `found` gets the columns that the shards have besides the fixed ones."""
+    finished = finished_names(folder)
+    for shard in listed_shards(folder, {}):
         name, inputs = shard["name"], shard["inputs"]
         counts, seconds, done = Counts(), 0.0, name in finished
         if done:
             stats = read_stats(folder, name)
             counts, seconds = Counts.from_json(stats["counts"]), stats["seconds"]
         error = None if done else failed.get(name)
-        row = (name, inputs[0] if inputs else None, done, error, counts.rows_in, counts.rows_out, seconds)
-        for column, value in zip(fixed.values(), row, strict=True):
-            column.append(value)
-        for column, value in _columns_of(counts):
-            if column not in counted:
-                counted[column] = array("q", bytes(8 * len(shards)))
-            counted[column][index] = value
-    data = {**fixed, **{name: counted[name] for name in sorted(counted)}}
-    table = pl.DataFrame(data, schema={**FIXED_COLUMNS, **dict.fromkeys(sorted(counted), pl.Int64)})
-    path = output_dir / FILE_FUNNEL / f"{step}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        table.write_parquet(temporary)
-    storage.publish(path)
-    return path
+        numbers = dict(_columns_of(counts))
+        found.update(numbers)
+        fixed = name, inputs[0] if inputs else None, done, error, counts.rows_in, counts.rows_out, seconds
+        yield *fixed, *(numbers.get(each, 0) for each in counted)
 
 
 def _columns_of(counts: Counts) -> Iterator[tuple[str, int]]:

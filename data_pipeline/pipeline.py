@@ -114,7 +114,7 @@ def _run_steps(
         for stage in stages:
             report = run_stage(stage, executor, max_failed_fraction=max_failed_fraction)
             reports.append(report)
-            write_file_funnel(output_dir, stage.name, stage.folder, report.failed)
+            write_file_funnel(output_dir, stage.name, stage.folder, report.failed, report.counts)
             logger.info(
                 "%s: %d rows in, %d out; %d shards done, %d were there already, %d failed; %.1f s",
                 stage.name, report.counts.rows_in, report.counts.rows_out,
@@ -122,9 +122,8 @@ def _run_steps(
             )  # fmt: skip
     except TooManyFailures as error:
         reports.append(error.report)
-        write_file_funnel(
-            output_dir, stages[len(reports) - 1].name, stages[len(reports) - 1].folder, error.report.failed
-        )
+        stage = stages[len(reports) - 1]
+        write_file_funnel(output_dir, stage.name, stage.folder, error.report.failed, error.report.counts)
         rows = update_funnel(output_dir, list(STAGES), funnel_row(name, reports))
         logger.info("the funnel so far:\n%s\n%s", funnel_table(rows), describe_files(output_dir))
         raise

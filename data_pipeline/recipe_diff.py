@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from crawl2clip.errors import Crawl2ClipError, DataError
-from crawl2clip.files import read_json
+from data_pipeline.completion import read_settings
 from data_pipeline.judge import Judge
 from data_pipeline.recipe import RecipeConfig
 from data_pipeline.recipe_by_name import load_recipe
@@ -158,7 +158,7 @@ def tag_notes(output_dir: Path, recipes: Sequence[RecipeConfig]) -> list[str]:
     """What the run's scores were made with, where a recipe asks for something else."""
     notes = []
     manifest = output_dir / "tags" / "clip" / MANIFEST
-    tagged = read_json(manifest)["settings"].get("models", []) if manifest.is_file() else []
+    tagged = read_settings(manifest.parent).get("models", []) if manifest.is_file() else []
     made = {(entry.get("model"), entry.get("pretrained")) for entry in tagged}
     for recipe in recipes:
         if "clip" in recipe.taggers and recipe.clip_pretrained is not None and tagged:

@@ -7,9 +7,10 @@ from typing import Any
 from crawl2clip.files import read_json
 from crawl2clip.logs import provenance
 from crawl2clip.shards import MANIFEST_NAME
+from data_pipeline.completion import read_settings
 from data_pipeline.report_data import Gathered, StageRow, read_stage_rows
 from data_pipeline.select import read_recipe
-from data_pipeline.stage import MANIFEST
+from data_pipeline.stage import MANIFEST, progress_of
 
 VALUES_TOLD = 20
 CONSENT_REASONS = ("robots_disallowed", "opted_out")
@@ -94,7 +95,7 @@ def _kept(counts: Any) -> list[tuple[str, int]]:
 
 def _models(folder: Path) -> str:
     """The models a tagger's settings name, in words."""
-    settings = read_json(folder / MANIFEST).get("settings", {})
+    settings = read_settings(folder)
     models = settings.get("models", [])
     if isinstance(models, list) and models:
         return ", ".join(
@@ -105,8 +106,7 @@ def _models(folder: Path) -> str:
 
 
 def _num_shards(folder: Path) -> int | None:
-    path = folder / MANIFEST
-    return len(read_json(path)["shards"]) if path.is_file() else None
+    return progress_of(folder)[1] if (folder / MANIFEST).is_file() else None
 
 
 def _shards(folder: Path) -> Shards | None:

@@ -11,6 +11,7 @@ same subset gives the same bytes. The plan sorts PLAN_ROWS samples at a time, ab
 each such range of keys.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +47,7 @@ from data_pipeline.reshard_copies import (
 )
 from data_pipeline.reshard_publish import PublishStage
 from data_pipeline.select import UIDS_NAME
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
+from data_pipeline.stage import Counts, Shard, Stage, finished_shards, stream_finished
 from data_pipeline.stored_images import image_extension
 from data_pipeline.subset import open_uids, order_keys, uid_halves
 from data_pipeline.tables import read_table, require_columns
@@ -109,13 +110,12 @@ class IndexStage(Stage):
     weights: Path | None
     seed: int
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete raw shard."""
         open_uids(self.uids, repeats=True)
-        return [
-            Shard(name, (str(self.raw / f"{name}.tar"), str(self.raw / f"{name}.parquet"), str(self.uids)))
-            for name in finished_shards(self.raw)
-        ]
+        for name in stream_finished(self.raw):
+            files = str(self.raw / f"{name}.tar"), str(self.raw / f"{name}.parquet"), str(self.uids)
+            yield Shard(name, files)
 
     def setup(self) -> Copies:
         """The wanted uids and the weights, mapped from disk."""
@@ -214,13 +214,12 @@ class WriteStage(Stage):
     captions: Path | None = None  # where CaptionsStage wrote
     caption_mode: CaptionMode = CaptionMode.add
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """As few as hold all samples."""
         storage.fetch(self.plan)
         rows = pq.read_metadata(self.plan).num_rows
-        return [
-            Shard(f"{number:08d}", (str(self.plan),)) for number in range(-(-rows // self.samples_per_shard))
-        ]
+        for number in range(-(-rows // self.samples_per_shard)):
+            yield Shard(f"{number:08d}", (str(self.plan),))
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:
         """Writes one training shard."""

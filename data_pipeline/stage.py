@@ -6,8 +6,9 @@ there: that file is moved into the stage's folder last, after every file it list
 runs the shards that are missing and nothing else, whatever killed the run before.
 
 What may surprise: shards are known by name, never by number, and their list is frozen in
-`manifest.json` the first time a stage starts. A rerun that would make other shards, from other inputs
-or with other settings, is an error, so one folder never holds the output of two different runs.
+`manifest.json` the first time a stage starts. It stays on disk and is read whenever it is gone through,
+since there may be millions. A rerun that would make other shards, from other inputs or with other
+settings, is an error, so one folder never holds the output of two different runs.
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,31 +37,20 @@ from data_pipeline.completion import (
     read_stats,
     record_failure,
     remove_temporary,
+    stream_finished,
     temporary_folder,
 )
+from data_pipeline.frozen_list import Shard
 
 __all__ = [
     "MANIFEST", "STATS_SUFFIX", "Counts", "Executor", "Outcome", "Shard", "Stage", "StageReport", "TooManyFailures",
     "finished_shards", "freeze_manifest", "is_finished", "make_shard", "progress_of", "publish_shard", "read_stats",
-    "run_stage", "temporary_folder",
+    "run_stage", "stream_finished", "temporary_folder",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 _EARLY_STOP_FAILURES = 10  # a run over its failure limit still tries this many bad shards before it stops
-
-
-@dataclass(frozen=True, slots=True)  # there may be a hundred thousand
-class Shard:
-    """One unit of work: the name of an output shard and the files it is made from.
-
-    Attributes:
-        name: names the output files, `NAME.<ext>`; the same on every run.
-        inputs: paths that the output depends on, in order.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
 
 
 @dataclass
@@ -125,8 +115,11 @@ class Stage(ABC):
         return shard.inputs
 
     @abstractmethod
-    def shards(self) -> list[Shard]:
-        """The output shards, in order. Called once the stages before have finished; cheap."""
+    def shards(self) -> Iterable[Shard]:
+        """The output shards, in order. Called once the stages before have finished; cheap.
+
+        Where there may be very many, they are made one at a time: the frame keeps none of them in memory.
+        """
 
     def prepare(self) -> None:
         """Called before the list of shards is frozen or compared, by the one run that is at work in the folder.
@@ -166,11 +159,22 @@ class Outcome:
     error: str | None
 
 
+class Shards(Protocol):
+    """Shards that are to be made, in order; they may be gone through several times."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Shard]: ...
+
+
 class Executor(Protocol):
     """Runs a stage's shards somewhere, several at a time. See `data_pipeline.executors`."""
 
-    def run(self, stage: Stage, shards: Sequence[Shard]) -> Iterator[Outcome]:
-        """Yields one outcome a shard, as they end. Closing the iterator stops the workers."""
+    def run(self, stage: Stage, shards: Shards) -> Iterator[Outcome]:
+        """Yields one outcome a shard, as they end. Closing the iterator stops the workers.
+
+        Holds the shards that are at work, and of the others a few bytes each at most.
+        """
         ...
 
 
@@ -223,12 +227,13 @@ def run_stage(stage: Stage, executor: Executor, *, max_failed_fraction: float) -
         stage.prepare()
         shards = freeze_manifest(stage)
         finished = finished_names(stage.folder)
-        missing = [shard for shard in shards if shard.name not in finished]
-        report = StageReport(stage.name, skipped=len(shards) - len(missing))
-        for shard in shards:
+        report = StageReport(stage.name)
+        for shard in shards if len(finished) else ():
             if shard.name in finished:
+                report.skipped += 1
                 _add_stats(report, stage.folder, shard)
-        if missing:
+        missing = shards.without(finished, report.skipped)
+        if len(missing):
             _run_missing(stage, executor, missing, report, max_failed_fraction * len(shards))
             remove_temporary(stage, everywhere=True)
     report.seconds = time.monotonic() - started
@@ -238,7 +243,7 @@ def run_stage(stage: Stage, executor: Executor, *, max_failed_fraction: float) -
 
 
 def _run_missing(
-    stage: Stage, executor: Executor, missing: Sequence[Shard], report: StageReport, allowed_failures: float
+    stage: Stage, executor: Executor, missing: Shards, report: StageReport, allowed_failures: float
 ) -> None:
     remove_temporary(stage)
     rows_before, started = report.counts.rows_in, time.monotonic()

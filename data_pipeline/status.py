@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from crawl2clip import storage
 from crawl2clip.errors import Crawl2ClipError, DataError
@@ -23,12 +24,13 @@ from data_pipeline.completion import (
     TEMPORARY_FOLDER,
     finished_names,
     read_failures,
-    read_manifest,
     read_stats,
 )
+from data_pipeline.frozen_list import SHARDS
+from data_pipeline.json_items import read_items
 
 WINDOW_S = 600.0  # rates are those of the last ten minutes
-_SAMPLED = 100  # finished shards whose rows are looked at
+_SAMPLED = 100  # finished shards, about, whose rows are looked at
 _NAMED = 5  # failed shards that are named
 _DEPTH = 3  # of a step's folder below the run's
 
@@ -67,15 +69,13 @@ def read_status(output_dir: str | Path, order: Sequence[str]) -> list[StepStatus
         DataError: the folder holds no run, or a manifest is damaged.
     """
     folder = storage.local_path(output_dir)
-    folders = storage.folders_with(folder, MANIFEST, _DEPTH)
     steps: list[tuple[int, float, StepStatus]] = []
-    for each in folders:
-        manifest = read_manifest(each)
-        if isinstance(manifest, dict) and "stage" in manifest and "settings" in manifest:
-            stage = str(manifest["stage"]).partition("/")[0]
+    for each in storage.folders_with(folder, MANIFEST, _DEPTH):
+        step = _status_of(each)
+        if step is not None:
+            stage = step.step.partition("/")[0]
             place = list(order).index(stage) if stage in order else len(order)
-            began = (each / MANIFEST).stat().st_mtime
-            steps.append((place, began, _status_of(each, manifest["stage"], manifest["shards"])))
+            steps.append((place, (each / MANIFEST).stat().st_mtime, step))
     if not steps:
         raise DataError(
             f"{storage.public(str(folder))} holds no step of a run; give output_dir=FOLDER of one that has started"
@@ -83,19 +83,31 @@ def read_status(output_dir: str | Path, order: Sequence[str]) -> list[StepStatus
     return [step for _, _, step in sorted(steps, key=lambda entry: entry[:2])]
 
 
-def _status_of(folder: Path, step: str, shards: list[dict]) -> StepStatus:
+def _status_of(folder: Path) -> StepStatus | None:
+    """None when the manifest is not that of a step, but of training shards or of somebody else."""
     finished = finished_names(folder)
-    done = sum(shard["name"] in finished for shard in shards)
+    every = max(1, len(finished) // _SAMPLED)
+    about: dict[str, Any] = {}
+    done, sampled = 0, []
+    storage.fetch_newest(folder / MANIFEST)
+    for entry in read_items(folder / MANIFEST, SHARDS, about):
+        if isinstance(entry, dict) and str(entry.get("name")) in finished:
+            if done % every == 0:
+                sampled.append(entry["name"])
+            done += 1
+    if not about.keys() >= {"stage", "settings", SHARDS}:
+        return None
+    total = about[SHARDS]
     queue = _queue(folder)
     here = _is_locked(folder)
     running = _shards_in_the_making(folder) if here or queue.get("RUNNING") else 0
     by_slurm = ", ".join(f"{number} {state.lower()}" for state, number in queue.most_common())
     at_work = f"Slurm tasks: {by_slurm}" if queue else "a run on this machine" if here else ""
-    rate = _finished_per_s(folder, finished)
-    left = (len(shards) - done) / rate if rate and at_work and done < len(shards) else None
+    rate = _finished_per_s(folder)
+    left = (total - done) / rate if rate and at_work and done < total else None
     return StepStatus(
-        step, len(shards), done, running, at_work if done < len(shards) else "", read_failures(folder),
-        rate, rate * _mean_rows(folder, finished), left,
+        str(about["stage"]), total, done, running, at_work if done < total else "", read_failures(folder),
+        rate, rate * _mean_rows(folder, sampled), left,
     )  # fmt: skip
 
 
@@ -109,11 +121,11 @@ def _queue(folder: Path) -> Counter[str]:
             try:
                 tasks = tasks_in_queue(array.job, silence_s=0.0)
             except DataError:
-                states["not known: Slurm does not answer"] += len(array.tasks)
+                states["not known: Slurm does not answer"] += array.num_tasks
                 continue
-            for state in tasks.values():
+            for state, number in tasks.items():
                 word, _, reason = state.partition(" ")
-                states[f"{word} ({reason})" if word == "PENDING" else word] += 1
+                states[f"{word} ({reason})" if word == "PENDING" else word] += number
     return states
 
 
@@ -138,21 +150,22 @@ def _shards_in_the_making(folder: Path) -> int:
     return number
 
 
-def _finished_per_s(folder: Path, finished: set[str]) -> float:
+def _finished_per_s(folder: Path) -> float:
     """Shards that became complete in the window, or since the run that is at work took the folder, a second."""
     now = time.time()
     began = now - WINDOW_S
     with suppress(OSError):
         began = max(began, (folder / ".lock").stat().st_mtime)
     recent = 0
-    for name in finished:
-        with suppress(OSError):
-            recent += os.stat(folder / (name + STATS_SUFFIX)).st_mtime >= began
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(STATS_SUFFIX):
+                with suppress(OSError):
+                    recent += entry.stat().st_mtime >= began
     return recent / max(now - began, 1.0)
 
 
-def _mean_rows(folder: Path, finished: set[str]) -> float:
-    sampled = sorted(finished)[:: max(1, len(finished) // _SAMPLED)]
+def _mean_rows(folder: Path, sampled: Sequence[str]) -> float:
     rows = []
     for name in sampled:
         with suppress(DataError):

@@ -1,5 +1,6 @@
 """The first step of a takedown: the rows that blocklists name, in tables of pairs and documents and in tars."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,10 @@ class FindStage(Stage):
     blocklist: tuple[str, ...]
     phash_distance: int
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each source."""
-        return [Shard(name, (f"{FILE_MARK}{path}",)) for name, path in self.sources]
+        for name, path in self.sources:
+            yield Shard(name, (f"{FILE_MARK}{path}",))
 
     def setup(self) -> _Lists:
         """The lists, sorted."""

@@ -70,12 +70,10 @@ class RewriteStage(Stage):
     units: list[Unit]
     found: Path  # where FindStage wrote
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each unit."""
-        return [
-            Shard(unit.name, tuple(f"{FILE_MARK}{unit.folder}/{name}" for name in unit.files))
-            for unit in self.units
-        ]
+        for unit in self.units:
+            yield Shard(unit.name, tuple(f"{FILE_MARK}{unit.folder}/{name}" for name in unit.files))
 
     def setup(self) -> set[str]:
         """The uids and keys that go."""

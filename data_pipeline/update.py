@@ -5,7 +5,7 @@ row that it lost, for whatever reason, is fetched anew. Its settings of images h
 that one data set is not made in two ways.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +14,11 @@ from crawl2clip import storage
 from crawl2clip.download_status import DownloadStatus
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.shards import raise_fault, read_samples
-from data_pipeline.completion import read_manifest
+from data_pipeline.completion import progress_of, read_settings
 from data_pipeline.fetch import Fetched
 from data_pipeline.processed import Processed
 from data_pipeline.raw_shard import StoredImage
-from data_pipeline.stage import MANIFEST, finished_shards
+from data_pipeline.stage import MANIFEST, stream_finished
 
 _NAMES = [
     field.name for field in fields(Processed) if field.name not in ("status", "data", "extension", "error")
@@ -35,9 +35,9 @@ class EarlierRun:
 
     folder: Path
 
-    def shards(self) -> list[str]:
+    def shards(self) -> Iterator[str]:
         """The names of its complete shards."""
-        return finished_shards(self.folder)
+        return stream_finished(self.folder)
 
     def inputs(self, name: str) -> tuple[str, str]:
         """Table and tar of one of its shards."""
@@ -57,14 +57,13 @@ class EarlierRun:
                 f"download.update is {self.folder.parent}, and {self.folder} holds no download; give the output_dir of "
                 "a run whose stage=download has finished"
             )
-        manifest = read_manifest(self.folder)
-        unfinished = len(manifest["shards"]) - len(self.shards())
-        if unfinished:
+        finished, total = progress_of(self.folder)
+        if finished < total:
             raise ConfigError(
-                f"download.update is {self.folder.parent}, where {unfinished} of {len(manifest['shards'])} shards are "
+                f"download.update is {self.folder.parent}, where {total - finished} of {total} shards are "
                 "not finished; finish its stage=download first, by the same command that began it"
             )
-        theirs = manifest["settings"]
+        theirs = read_settings(self.folder)
         for name in ("images", "min_bytes", "published"):
             if theirs.get(name) != settings.get(name):
                 raise ConfigError(

@@ -64,6 +64,18 @@ class ToyStage(Stage):
 
 
 @dataclass
+class ManyShards(ToyStage):
+    """As many shards as asked, with nothing in them and one input each."""
+
+    def shards(self):
+        for number in range(self.num_shards):
+            yield Shard(f"{number:08d}", (f"/crawl/segment/{number:08d}.warc.wat.gz",))
+
+    def run(self, context, shard, temporary):
+        return Counts(10, 9)
+
+
+@dataclass
 class CountingSetup(ToyStage):
     """Notes each time that it is set up."""
 

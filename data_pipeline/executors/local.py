@@ -19,8 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -29,7 +28,8 @@ from typing import Any
 
 from crawl2clip.errors import Crawl2ClipError, DataError
 from crawl2clip.logs import setup_logging
-from data_pipeline.stage import Outcome, Shard, Stage, make_shard, publish_shard, temporary_folder
+from data_pipeline.executors.waiting import Waiting
+from data_pipeline.stage import Outcome, Shard, Shards, Stage, make_shard, publish_shard, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ class LocalExecutor:
         self.retries = retries
         self.shard_timeout_s = shard_timeout_s
 
-    def run(self, stage: Stage, shards: Sequence[Shard]) -> Iterator[Outcome]:
+    def run(self, stage: Stage, shards: Shards) -> Iterator[Outcome]:
         """Yields one outcome a shard, as they end.
 
         Raises:
             DataError: `stage.setup` failed, or its workers die before they are ready.
         """
         num_workers = min(self.num_workers, len(shards), stage.max_workers or len(shards))
-        waiting = deque(_Task(shard, temporary_folder(stage, shard)) for shard in shards)
+        waiting = Waiting(_Task(shard, temporary_folder(stage, shard)) for shard in shards)
         crew = _Crew(stage, num_workers)
         num_left = len(shards)
         try:
@@ -87,7 +87,7 @@ class LocalExecutor:
                         logger.info(
                             "%s: shard %s will be tried again: %s", stage.name, task.shard.name, error
                         )
-                        waiting.append(task)
+                        waiting.put_back(task)
                         continue
                     num_left -= 1
                     yield Outcome(task.shard, error)
@@ -117,11 +117,13 @@ class _Crew:
         theirs.close()
         return _Worker(slot, process, ours)
 
-    def give_work(self, waiting: deque[_Task], timeout_s: float) -> None:
+    def give_work(self, waiting: Waiting[_Task], timeout_s: float) -> None:
         """Sends a waiting shard to every idle worker."""
         for worker in self.workers:
-            if waiting and worker.ready and worker.task is None:
-                task = waiting.popleft()
+            if worker.ready and worker.task is None:
+                task = waiting.take()
+                if task is None:
+                    return
                 task.tries += 1
                 worker.task, worker.deadline = task, time.monotonic() + timeout_s
                 try:

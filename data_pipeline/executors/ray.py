@@ -11,8 +11,7 @@ import os
 import pickle
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,8 @@ from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.submit import CHECKOUT
 from data_pipeline.completion import is_finished, make_shard, publish_shard, temporary_folder
 from data_pipeline.executors.local import describe_error
-from data_pipeline.stage import Outcome, Shard, Stage
+from data_pipeline.executors.waiting import Waiting
+from data_pipeline.stage import Outcome, Shard, Shards, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class RayExecutor:
         self.retries = retries
         self.shard_timeout_s = shard_timeout_s
 
-    def run(self, stage: Stage, shards: Sequence[Shard]) -> Iterator[Outcome]:
+    def run(self, stage: Stage, shards: Shards) -> Iterator[Outcome]:
         """Yields one outcome a shard, as they end.
 
         Raises:
@@ -77,7 +77,7 @@ class RayExecutor:
                 if stage.gpus_per_worker
                 else _Tasks(stage, self._places("CPU"))
             )
-            waiting = deque(_Task(shard) for shard in shards)
+            waiting = Waiting(_Task(shard) for shard in shards)
             try:
                 yield from self._work(stage, crew, waiting)
             finally:
@@ -118,17 +118,18 @@ class RayExecutor:
             )
         return min(there, self.num_workers or there)
 
-    def _work(self, stage: Stage, crew: "_Tasks | _Actors", waiting: deque[_Task]) -> Iterator[Outcome]:
+    def _work(self, stage: Stage, crew: "_Tasks | _Actors", waiting: Waiting[_Task]) -> Iterator[Outcome]:
         import ray
         from ray.exceptions import RayError, TaskCancelledError, WorkerCrashedError
 
         at_work: dict[Any, _Task] = {}
         limit = f"no end after {self.shard_timeout_s:g} s (executor.shard_timeout_s)"
-        while waiting or at_work:
-            while waiting and crew.has_room(len(at_work)):
-                task = waiting.popleft()
+        while True:
+            while crew.has_room(len(at_work)) and (task := waiting.take()) is not None:
                 task.tries, task.started = task.tries + 1, time.monotonic()
                 at_work[crew.start(task.shard)] = task
+            if not at_work:
+                return
             done, _ = ray.wait(list(at_work), timeout=1.0)
             late = [
                 ref
@@ -156,7 +157,7 @@ class RayExecutor:
                     error = None  # it died after the marker was in place
                 if error is not None and task.tries <= self.retries:
                     logger.info("%s: shard %s will be tried again: %s", stage.name, task.shard.name, error)
-                    waiting.append(task)
+                    waiting.put_back(task)
                 else:
                     yield Outcome(task.shard, error)
 

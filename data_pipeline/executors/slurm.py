@@ -15,8 +15,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import StringIO
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,9 @@ from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.files import atomic_path, read_json, write_json
 from crawl2clip.submit import CHECKOUT, partitions
 from data_pipeline.completion import finished_names
-from data_pipeline.stage import Outcome, Shard, Stage
+from data_pipeline.executors.shards_left import ShardsLeft
+from data_pipeline.name_set import NameSet
+from data_pipeline.stage import Outcome, Shard, Shards, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +53,21 @@ class Array:
     Attributes:
         folder: `job.json`, `stage.pickle`, `task-N.pickle` (its shards), `ended-N.json` (what became of it), `N.log`.
         job: Slurm's number.
-        tasks: names of the shards of each task.
-        heard: tasks that have said how they ended.
+        num_tasks: from 0 on.
+        heard: of each task, whether it has said how it ended.
     """
 
     folder: Path
     job: str
-    tasks: list[list[str]]
-    heard: set[int] = field(default_factory=set)
+    num_tasks: int
+    heard: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.heard = bytearray(self.num_tasks)
+
+    def shards(self, number: int) -> list[Shard]:
+        """Those of a task."""
+        return pickle.loads((self.folder / f"task-{number}.pickle").read_bytes())
 
 
 class SlurmExecutor:
@@ -85,33 +97,38 @@ class SlurmExecutor:
         self.retries = retries
         self.shard_timeout_s = shard_timeout_s
 
-    def run(self, stage: Stage, shards: Sequence[Shard]) -> Iterator[Outcome]:
+    def run(self, stage: Stage, shards: Shards) -> Iterator[Outcome]:
         """Yields one outcome a shard, as they end.
 
         Raises:
             ConfigError: Slurm refuses the job.
             DataError: the stage's workers cannot be set up, or Slurm does not answer any more.
         """
-        left = {shard.name: shard for shard in shards}
-        lost: dict[str, int] = {}  # shard -> tasks that were lost with it
+        left = ShardsLeft(shards)
         bad_nodes: set[str] = set()
         arrays = self._found_in_queue(stage)
         for array in arrays:
             logger.info("%s: waiting for job array %s, which is in the queue already", stage.name, array.job)
         try:
             while left:
-                watched = {name for array in arrays for task in array.tasks for name in task}
-                arrays += self._hand_out(
-                    stage, [left[name] for name in left if name not in watched], bad_nodes
-                )
-                for name, error in self._watch(stage, arrays, set(left), bad_nodes):
-                    yield Outcome(left.pop(name), error)
-                for name, reason in self._lost(arrays, left):
-                    lost[name] = lost.get(name, 0) + 1
-                    if lost[name] > self.retries:
-                        yield Outcome(left.pop(name), reason)
+                watched = NameSet(shard.name for _, shards in _tasks(arrays) for shard in shards)
+                waiting = (shard for _, shard in left if shard.name not in watched)
+                arrays += self._hand_out(stage, waiting, bad_nodes)
+                yield from self._watch(stage, arrays, left, bad_nodes)
+                lost = self._lost(arrays, left)
+                for place, shard in left if lost else ():
+                    if shard.name not in lost:
+                        continue
+                    if left.lose(place) > self.retries:
+                        left.end(place)
+                        yield Outcome(shard, lost[shard.name])
                     else:
-                        logger.info("%s: shard %s will be handed out again: %s", stage.name, name, reason)
+                        logger.info(
+                            "%s: shard %s will be handed out again: %s",
+                            stage.name,
+                            shard.name,
+                            lost[shard.name],
+                        )
                 arrays = []
         except GeneratorExit:
             for array in arrays:
@@ -129,30 +146,30 @@ class SlurmExecutor:
     def _found_in_queue(self, stage: Stage) -> list[Array]:
         return [array for array in read_arrays(stage.folder) if tasks_in_queue(array.job)]
 
-    def _hand_out(self, stage: Stage, shards: list[Shard], bad_nodes: set[str]) -> list[Array]:
-        size = self.shards_per_task
-        tasks = [shards[start : start + size] for start in range(0, len(shards), size)]
-        largest = max_array_size() if tasks else 1
+    def _hand_out(self, stage: Stage, shards: Iterator[Shard], bad_nodes: set[str]) -> list[Array]:
+        tasks = iter(lambda: list(islice(shards, self.shards_per_task)), [])
         return [
-            self._submit(stage, tasks[start : start + largest], bad_nodes)
-            for start in range(0, len(tasks), largest)
+            self._submit(stage, chain([first], islice(tasks, max_array_size() - 1)), bad_nodes)
+            for first in tasks
         ]
 
-    def _submit(self, stage: Stage, tasks: list[list[Shard]], bad_nodes: set[str]) -> Array:
+    def _submit(self, stage: Stage, tasks: Iterable[list[Shard]], bad_nodes: set[str]) -> Array:
         parent = arrays_folder(stage.folder)
         parent.mkdir(parents=True, exist_ok=True)
         folder = parent / str(time.time_ns())
+        num_tasks = num_shards = 0
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             (temporary / "stage.pickle").write_bytes(pickle.dumps(stage))
-            for number, task in enumerate(tasks):
-                (temporary / f"task-{number}.pickle").write_bytes(pickle.dumps(task))
+            for task in tasks:
+                (temporary / f"task-{num_tasks}.pickle").write_bytes(pickle.dumps(task))
+                num_tasks, num_shards = num_tasks + 1, num_shards + len(task)
             settings = {"retries": self.retries, "shard_timeout_s": self.shard_timeout_s}
             write_json(temporary / "settings.json", settings)
         nodes = self.cluster.gpu if stage.gpus_per_worker else self.cluster.cpu
         at_once = f"%{self.max_parallel_tasks}" if self.max_parallel_tasks else ""
         line = [
-            "sbatch", "--parsable", f"--array=0-{len(tasks) - 1}{at_once}", f"--chdir={CHECKOUT}",
+            "sbatch", "--parsable", f"--array=0-{num_tasks - 1}{at_once}", f"--chdir={CHECKOUT}",
             f"--job-name={re.sub(r'[^A-Za-z0-9_.-]', '-', stage.name)}", f"--output={folder}/%a.log",
             *([f"--exclude={','.join(sorted(bad_nodes))}"] if bad_nodes else []),
             *sbatch_options(self.cluster, nodes),
@@ -170,30 +187,23 @@ class SlurmExecutor:
         if done.returncode:
             raise ConfigError(explain_refusal(done.stderr, f"executor.cluster={self.source}", partitions()))
         job = done.stdout.strip().partition(";")[0]
-        names = [[shard.name for shard in task] for task in tasks]
-        write_json(
-            folder / JOB_NAME, {"job": job, "stage": stage.name, "time": round(time.time()), "tasks": names}
-        )
-        logger.info(
-            "%s: %d shards in %d tasks, job array %s", stage.name, sum(map(len, names)), len(names), job
-        )
-        return Array(folder, job, names)
+        write_json(folder / JOB_NAME, {"job": job, "stage": stage.name, "time": round(time.time())})
+        logger.info("%s: %d shards in %d tasks, job array %s", stage.name, num_shards, num_tasks, job)
+        return Array(folder, job, num_tasks)
 
     def _watch(
-        self, stage: Stage, arrays: list[Array], waiting: set[str], bad_nodes: set[str]
-    ) -> Iterator[tuple[str, str | None]]:
-        """Yields (shard, error or None) as they end, until no array has a task in the queue."""
+        self, stage: Stage, arrays: list[Array], left: ShardsLeft, bad_nodes: set[str]
+    ) -> Iterator[Outcome]:
+        """Yields outcomes as shards end, until no array has a task in the queue."""
         started = time.monotonic()
-        running = True
-        while running and waiting:
+        running, num_finished = True, -1
+        while running and left:
             # Before the look at the files: what a task writes before it leaves the queue is then seen.
             running = _any_in_queue(arrays)
             if not running:
                 time.sleep(_SECOND_LOOK_S)
                 running = _any_in_queue(arrays)
-            for name in sorted(waiting & finished_names(stage.folder)):
-                waiting.discard(name)
-                yield name, None
+            failed: dict[str, str] = {}
             for array in arrays:
                 for ended in _news(array):
                     if ended.get("setup"):
@@ -202,22 +212,25 @@ class SlurmExecutor:
                         raise DataError(f"stage {stage.name!r} cannot start its workers: {ended['setup']}")
                     if ended.get("node_problem"):
                         bad_nodes.add(ended["node"])
-                    for name, error in ended.get("failed", {}).items():
-                        if name in waiting:
-                            waiting.discard(name)
-                            yield name, error
-            if running and waiting:
+                    failed |= ended.get("failed", {})
+            finished = finished_names(stage.folder)
+            for place, shard in left if failed or len(finished) != num_finished else ():
+                if shard.name in finished or shard.name in failed:
+                    left.end(place)
+                    yield Outcome(shard, None if shard.name in finished else failed[shard.name])
+            num_finished = len(finished)
+            if running and left:
                 time.sleep(min(_LONGEST_PAUSE_S, 0.5 + (time.monotonic() - started) / 20))
 
-    def _lost(self, arrays: list[Array], left: dict[str, Shard]) -> list[tuple[str, str]]:
+    def _lost(self, arrays: list[Array], left: ShardsLeft) -> dict[str, str]:
         """Shards that no task has made or failed, each with what became of its task."""
-        return [
-            (name, _reason(array, number))
-            for array in arrays
-            for number, task in enumerate(array.tasks)
-            for name in task
-            if name in left
-        ]
+        lost: dict[str, str] = {}
+        names = NameSet(shard.name for _, shard in left) if left else NameSet()
+        for (array, number), shards in _tasks(arrays) if left else ():
+            of_task = [shard.name for shard in shards if shard.name in names]
+            if of_task:
+                lost |= dict.fromkeys(of_task, _reason(array, number))
+        return lost
 
 
 def arrays_folder(stage_folder: Path) -> Path:
@@ -233,12 +246,20 @@ def read_arrays(stage_folder: Path) -> list[Array]:
     arrays = []
     for path in sorted(arrays_folder(stage_folder).glob(f"*/{JOB_NAME}")):
         told = read_json(path)
-        arrays.append(Array(path.parent, told["job"], told["tasks"]))
+        num_tasks = sum(name.startswith("task-") for name in storage.names_in(path.parent, ".pickle"))
+        arrays.append(Array(path.parent, told["job"], num_tasks))
     return arrays
 
 
-def tasks_in_queue(job: str, silence_s: float = _SILENCE_S) -> dict[str, str]:
-    """task -> its state and, when it waits, why; empty when the array has ended.
+def _tasks(arrays: list[Array]) -> Iterator[tuple[tuple[Array, int], list[Shard]]]:
+    """(array, number) and shards of every task."""
+    for array in arrays:
+        for number in range(array.num_tasks):
+            yield (array, number), array.shards(number)
+
+
+def tasks_in_queue(job: str, silence_s: float = _SILENCE_S) -> Counter[str]:
+    """State, with the reason of tasks that wait -> tasks; empty when the array has ended.
 
     Raises:
         DataError: Slurm does not answer for `silence_s` seconds.
@@ -247,10 +268,10 @@ def tasks_in_queue(job: str, silence_s: float = _SILENCE_S) -> dict[str, str]:
     while True:
         asked = _call(["squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%K %T %r"])
         if asked.returncode == 0:
-            tasks = (line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
-            return {number: state for number, state in tasks if state.split()[0] not in _ENDED}
+            states = (line.split(maxsplit=1)[1] for line in StringIO(asked.stdout) if line.strip())
+            return Counter(state.strip() for state in states if state.split()[0] not in _ENDED)
         if "Invalid job id" in asked.stderr:
-            return {}
+            return Counter()
         if time.monotonic() > deadline:
             raise DataError(
                 f"squeue does not answer ({asked.stderr.strip()}); the arrays go on: run the same command again when "
@@ -272,10 +293,10 @@ def max_array_size() -> int:
 def _news(array: Array) -> list[dict[str, Any]]:
     """What tasks said at their end since the last look."""
     news = []
-    for number in range(len(array.tasks)):
+    for number in range(array.num_tasks):
         path = array.folder / f"ended-{number}.json"
-        if number not in array.heard and path.exists():
-            array.heard.add(number)
+        if not array.heard[number] and path.exists():
+            array.heard[number] = True
             news.append(read_json(path))
     return news
 

@@ -22,7 +22,7 @@ from crawl2clip.shards import ShardFault, read_samples
 from data_pipeline.clip_models import ClipModelConfig, check_models, weights_fingerprint
 from data_pipeline.deduplicate_keys import hex_of_keys
 from data_pipeline.embeddings import ImageEmbeddings, read_embeddings, read_uids
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
+from data_pipeline.stage import Counts, Shard, Stage, finished_shards, stream_finished
 from data_pipeline.stored_images import IMAGE_FORMATS, decode_image, image_extension
 from data_pipeline.taggers.duplicate_steps import read_hashes
 from data_pipeline.taggers.hamming import MAX_RADIUS, HammingIndex
@@ -225,20 +225,12 @@ class ContaminationStage(Stage):
     device: str
     max_workers: int | None = None
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete raw shard."""
         manifest = str(self.references / "manifest.json")
-        return [
-            Shard(
-                name,
-                (
-                    str(self.raw / f"{name}.parquet"),
-                    manifest,
-                    *(() if self.source is None else self.source.files(name)),
-                ),
-            )
-            for name in finished_shards(self.raw)
-        ]
+        for name in stream_finished(self.raw):
+            embedded = () if self.source is None else self.source.files(name)
+            yield Shard(name, (str(self.raw / f"{name}.parquet"), manifest, *embedded))
 
     def setup(self) -> References:
         """Loads the sets' hashes and embeddings."""

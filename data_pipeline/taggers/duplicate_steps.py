@@ -4,7 +4,7 @@ A uid is held as two uint64 halves, `high` and `low`, whose order is that of the
 lookup file: sorted keys [2, M] and the uid [2, M] that each key's rows are duplicates of.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.deduplicate_keys import find, hex_of_keys, keys_of_hex, open_keys
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats
+from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats, stream_finished
 from data_pipeline.subset import uid_halves
 from data_pipeline.tables import read_table
 from data_pipeline.taggers.hamming import masks_for, smallest_neighbours
@@ -24,27 +24,33 @@ _SPREAD = np.uint64(
 )  # an odd number: multiplying by it loses nothing and mixes the high bits
 
 
-def rows_of(folder: Path) -> dict[str, int]:
-    """Rows in each finished shard of a stage."""
-    return {name: read_stats(folder, name)["counts"]["rows_out"] for name in finished_shards(folder)}
+def rows_of(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, rows) of each finished shard of a stage."""
+    return ((name, read_stats(folder, name)["counts"]["rows_out"]) for name in stream_finished(folder))
 
 
-def groups_of(rows: dict[str, int], at_once: int) -> list[list[str]]:
+def num_rows(folder: Path) -> int:
+    """Rows in all finished shards of a stage."""
+    return sum(count for _, count in rows_of(folder))
+
+
+def groups_of(rows: Iterable[tuple[str, int]], at_once: int) -> Iterator[list[str]]:
     """Shards in groups of about so many rows, in order."""
-    groups: list[list[str]] = []
-    space = 0
-    for name, count in rows.items():
-        if not groups or count > space:
-            groups.append([])
-            space = at_once
-        groups[-1].append(name)
+    group: list[str] = []
+    space = at_once
+    for name, count in rows:
+        if group and count > space:
+            yield group
+            group, space = [], at_once
+        group.append(name)
         space -= count
-    return groups
+    if group:
+        yield group
 
 
-def num_ranges(rows: Iterable[int], at_once: int) -> int:
+def num_ranges(rows: int, at_once: int) -> int:
     """Parts of the key space, each with about `at_once` of the rows."""
-    return max(1, -(-sum(rows) // at_once))
+    return max(1, -(-rows // at_once))
 
 
 def part_of(keys: np.ndarray, parts: int) -> np.ndarray:
@@ -111,17 +117,15 @@ class HashRuns(Stage):
     settings: dict[str, Any]
     raw: Path  # the download stage's folder
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Groups of raw shards."""
         groups = groups_of(rows_of(self.raw), self.settings["rows_per_range"])
-        return [
-            Shard(f"{number:05d}", tuple(str(self.raw / f"{name}.parquet") for name in names))
-            for number, names in enumerate(groups)
-        ]
+        for number, names in enumerate(groups):
+            yield Shard(f"{number:05d}", tuple(str(self.raw / f"{name}.parquet") for name in names))
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Writes `NAME.exact.arrow` and `NAME.near.arrow`."""
-        parts = num_ranges(rows_of(self.raw).values(), self.settings["rows_per_range"])
+        parts = num_ranges(num_rows(self.raw), self.settings["rows_per_range"])
         tables = [read_hashes(path) for path in shard.inputs]
         whole = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
         exact, near = whole["has_exact"], whole["has_near"]
@@ -151,12 +155,13 @@ class RunReducer(Stage):
 
     def parts(self) -> int:
         """How many parts the runs have."""
-        return num_ranges(rows_of(self.raw).values(), self.settings["rows_per_range"])
+        return num_ranges(num_rows(self.raw), self.settings["rows_per_range"])
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each part."""
-        inputs = tuple(str(self.runs / f"{name}.{self.kind}.arrow") for name in finished_shards(self.runs))
-        return [Shard(f"{number:05d}", inputs) for number in range(self.parts())]
+        inputs = tuple(str(self.runs / f"{name}.{self.kind}.arrow") for name in stream_finished(self.runs))
+        for number in range(self.parts()):
+            yield Shard(f"{number:05d}", inputs)
 
 
 @dataclass
@@ -188,7 +193,7 @@ class HashReducer(RunReducer):
         several = sizes > 1
         keys = np.stack([hashes[several], np.zeros(several.sum(), np.uint64)])
         write_lookup(temporary / shard.name, keys, np.stack([high[several], low[several]]))
-        masks = masks_for(self.settings["hamming_radius"], sum(rows_of(self.raw).values()))
+        masks = masks_for(self.settings["hamming_radius"], num_rows(self.raw))
         columns = {"hash": hashes, "high": high, "low": low}
         for choice, mask in enumerate(masks):
             part = part_of(hashes & np.uint64(mask), parts)
@@ -208,24 +213,19 @@ class BandReducer(Stage):
     raw: Path
     hashes: Path  # where HashReducer wrote
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each choice of bands and part: `CCCPPPPP`."""
         masks, parts = self._size()
         names = finished_shards(self.hashes)
-        inputs = [
-            tuple(str(self.hashes / f"{name}.bands{choice:03d}.arrow") for name in names)
-            for choice in range(len(masks))
-        ]
-        return [
-            Shard(f"{choice:03d}{part:05d}", inputs[choice])
-            for choice in range(len(masks))
-            for part in range(parts)
-        ]
+        for choice in range(len(masks)):
+            inputs = tuple(str(self.hashes / f"{name}.bands{choice:03d}.arrow") for name in names)
+            for part in range(parts):
+                yield Shard(f"{choice:03d}{part:05d}", inputs)
 
     def _size(self) -> tuple[list[int], int]:
-        rows = sum(rows_of(self.raw).values())
+        rows = num_rows(self.raw)
         masks = masks_for(self.settings["hamming_radius"], rows)
-        return masks, num_ranges([rows], self.settings["rows_per_range"])
+        return masks, num_ranges(rows, self.settings["rows_per_range"])
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Writes a lookup file: hash -> the least uid of a hash near to it, where that is less than its own."""
@@ -257,13 +257,12 @@ class DuplicatesStage(Stage):
     semantic: Path | None
     columns: dict[str, Any]
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each complete raw shard; the manifests stand for all files of their folders."""
         folders = [self.exact, *self.near, *([self.semantic] if self.semantic is not None else [])]
         manifests = tuple(str(folder / "manifest.json") for folder in folders)
-        return [
-            Shard(name, (str(self.raw / f"{name}.parquet"), *manifests)) for name in finished_shards(self.raw)
-        ]
+        for name in stream_finished(self.raw):
+            yield Shard(name, (str(self.raw / f"{name}.parquet"), *manifests))
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Tags one raw shard."""

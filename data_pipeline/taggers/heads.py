@@ -5,7 +5,7 @@ A head is a small network from a CLIP image embedding to one number. Those that 
 A pair whose embedding is missing keeps its row, with nulls and the reason in `<tagger>_error`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -124,13 +124,11 @@ class HeadStage(Stage):
     heads: dict[str, tuple[WeightsFile, HeadOutput, ImageEmbeddings]]
     max_workers: int | None = None
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each shard of the clip tagger: the uids, and the embeddings of each head."""
-        lists = [embeddings.shards() for _, _, embeddings in self.heads.values()]
-        return [
-            Shard(shards[0].name, (shards[0].inputs[0], *dict.fromkeys(shard.inputs[1] for shard in shards)))
-            for shards in zip(*lists, strict=True)
-        ]
+        of_heads = [embeddings.shards() for _, _, embeddings in self.heads.values()]
+        for same in zip(*of_heads, strict=True):
+            yield Shard(same[0].name, (same[0].inputs[0], *dict.fromkeys(shard.inputs[1] for shard in same)))
 
     def setup(self) -> "dict[str, Head]":
         """Loads the heads, fetching those that are not here yet.

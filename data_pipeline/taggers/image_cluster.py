@@ -5,6 +5,7 @@ Nearest is the largest inner product with the centroid as it is, not normalised,
 named by the user.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,7 +74,7 @@ class ImageClusterStage(Stage):
     device: str
     max_workers: int | None = None
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each shard of the clip tagger."""
         return self.source.shards()
 

@@ -5,6 +5,7 @@ What may surprise: two close images on either side of a border between clusters 
 comparing all with all (benchmarks/reports has the recall on a set with known duplicates).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 
 from crawl2clip.errors import ConfigError
 from data_pipeline.embeddings import ImageEmbeddings, read_embeddings
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards
-from data_pipeline.taggers.duplicate_steps import groups_of, num_ranges, rows_of, write_lookup
+from data_pipeline.stage import Counts, Shard, Stage, stream_finished
+from data_pipeline.taggers.duplicate_steps import groups_of, num_ranges, num_rows, rows_of, write_lookup
 from data_pipeline.taggers.image_cluster import nearest
 from data_pipeline.taggers.ranged_files import read_part, write_parts
 
@@ -57,13 +58,12 @@ class CentroidsStage(Stage):
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Writes the centroids, float32 [K, D], L2-normalised."""
-        rows = rows_of(self.source.clip)
-        total = sum(rows.values())
-        wanted = min(num_ranges([total], self.settings["rows_per_cluster"]), _MAX_CLUSTERS)
+        total = num_rows(self.source.clip)
+        wanted = min(num_ranges(total, self.settings["rows_per_cluster"]), _MAX_CLUSTERS)
         fraction = min(1.0, wanted * _PER_CLUSTER / max(total, 1))
         rng = np.random.default_rng(0)
         parts = []
-        for name in rows:
+        for name in stream_finished(self.source.clip):
             _, embeddings = read_embeddings(*self.source.files(name))
             chosen = np.flatnonzero(rng.random(len(embeddings)) < fraction)
             part = np.asarray(embeddings[chosen], np.float32)
@@ -97,19 +97,12 @@ class AssignStage(Stage):
     source: ImageEmbeddings
     centroids: Path
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Groups of the clip tagger's shards."""
         groups = groups_of(rows_of(self.source.clip), self.settings["rows_per_range"])
-        return [
-            Shard(
-                f"{number:05d}",
-                (
-                    str(self.centroids / f"{_CLUSTERS}.npy"),
-                    *(path for name in names for path in self.source.files(name)),
-                ),
-            )
-            for number, names in enumerate(groups)
-        ]
+        for number, names in enumerate(groups):
+            embedded = (path for name in names for path in self.source.files(name))
+            yield Shard(f"{number:05d}", (str(self.centroids / f"{_CLUSTERS}.npy"), *embedded))
 
     def setup(self) -> Any:
         """The centroids."""
@@ -123,7 +116,7 @@ class AssignStage(Stage):
 
         from data_pipeline.subset import uid_halves
 
-        parts = num_ranges(rows_of(self.source.clip).values(), self.settings["rows_per_range"])
+        parts = num_ranges(num_rows(self.source.clip), self.settings["rows_per_range"])
         columns: dict[str, list[np.ndarray]] = {"high": [], "low": [], "cluster": [], "embedding": []}
         total = 0
         for uids_path, path in zip(shard.inputs[1::2], shard.inputs[2::2], strict=True):
@@ -153,15 +146,16 @@ class ClusterReducer(Stage):
     source: ImageEmbeddings
     assigned: Path  # where AssignStage wrote
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each part."""
         inputs = tuple(
-            str(self.assigned / f"{name}.clusters.arrow") for name in finished_shards(self.assigned)
+            str(self.assigned / f"{name}.clusters.arrow") for name in stream_finished(self.assigned)
         )
-        return [Shard(f"{number:05d}", inputs) for number in range(self._parts())]
+        for number in range(self._parts()):
+            yield Shard(f"{number:05d}", inputs)
 
     def _parts(self) -> int:
-        return num_ranges(rows_of(self.source.clip).values(), self.settings["rows_per_range"])
+        return num_ranges(num_rows(self.source.clip), self.settings["rows_per_range"])
 
     def run(self, context: Any, shard: Shard, temporary: Path) -> Counts:
         """Writes a lookup file: uid -> the least uid of its cluster that is close and less than its own."""

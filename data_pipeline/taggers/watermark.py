@@ -7,6 +7,7 @@ What may surprise: when the clip tagger starts together with it, the network run
 and this tagger only makes the table. Where the clip tags are there already, it decodes the images itself.
 """
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ import numpy as np
 import polars as pl
 
 from crawl2clip.errors import ConfigError, DataError
-from crawl2clip.files import read_json
 from crawl2clip.shards import ShardFault
+from data_pipeline.completion import read_settings
 from data_pipeline.embeddings import read_uids, uids_name
-from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, finished_shards
+from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, stream_finished
 from data_pipeline.tables import read_table
 from data_pipeline.taggers.weights_file import WeightsFile
 from data_pipeline.worker_device import device_of_worker, max_model_workers
@@ -132,17 +133,16 @@ class WatermarkStage(Stage):
     decode_margin: float | None
     max_workers: int | None = None
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each shard of the clip tagger, or each complete raw shard."""
-        if self.clip is not None:
-            names = finished_shards(self.clip)
-            pairs = [(self.clip / uids_name(name), self.clip / watermark_name(name)) for name in names]
-        else:
-            names = finished_shards(self.raw)
-            pairs = [(self.raw / f"{name}.parquet", self.raw / f"{name}.tar") for name in names]
-        return [
-            Shard(name, tuple(str(path) for path in paths)) for name, paths in zip(names, pairs, strict=True)
-        ]
+        folder = self.raw if self.clip is None else self.clip
+        for name in stream_finished(folder):
+            files = (
+                (f"{name}.parquet", f"{name}.tar")
+                if self.clip is None
+                else (uids_name(name), watermark_name(name))
+            )
+            yield Shard(name, tuple(str(folder / file) for file in files))
 
     def setup(self) -> WatermarkNet | None:
         """Loads the network, if it runs here."""
@@ -232,7 +232,7 @@ def runs_with_clip(config: "PipelineConfig") -> bool:
         return False
     for tagger, key in (("watermark", "with_clip"), ("clip", "watermark")):
         if (tags / tagger / MANIFEST).is_file():
-            return bool(read_json(tags / tagger / MANIFEST)["settings"].get(key))
+            return bool(read_settings(tags / tagger).get(key))
     return True
 
 

@@ -4,7 +4,7 @@ For each set of prompts, `zero_shot_<set>` counts how many of the `top` nearest 
 `nsfw` also gives the column `nsfw` in LAION's words: none flagged UNLIKELY, all of them NSFW, else UNSURE.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class ZeroShotStage(Stage):
     precision: str
     max_workers: int | None = None
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> Iterator[Shard]:
         """One for each shard of the clip tagger."""
         return self.source.shards()
 

@@ -167,7 +167,7 @@ def download(
     worker = work.setup()
     (folder / "raw").mkdir()
     try:
-        return work.run(worker, work.shards()[0], folder / "raw")
+        return work.run(worker, next(iter(work.shards())), folder / "raw")
     finally:
         worker.close()
 
@@ -372,7 +372,7 @@ def test_decoders_that_are_killed_cost_no_image(tmp_path):
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        counts = work.run(worker, work.shards()[0], tmp_path / "raw")
+        counts = work.run(worker, next(iter(work.shards())), tmp_path / "raw")
         killer.join(20)
         worker.close()
         assert counts.rows_out + counts.dropped["decoder_failed"] == 40
