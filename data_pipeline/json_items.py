@@ -14,6 +14,7 @@ from crawl2clip.errors import DataError
 
 _BLOCK = 1 << 14  # characters that are read at once
 _SPACE = re.compile(r"[ \t\n\r]*")
+_AFTER_VALUE = tuple(",]}: \t\n\r")
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -99,7 +100,7 @@ class _Text:
                 if self.ended:
                     raise self.error(error.msg) from error
             else:
-                if end < len(self.buffer) or self.ended:  # else a number may go on
+                if self.buffer[end : end + 1] in _AFTER_VALUE or self.ended:  # else a number may go on
                     self.place = end
                     return value
             self._read_on()

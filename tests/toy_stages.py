@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class ToyStage(Stage):
     inputs: tuple[str, ...] = ()
     shard_seconds: float = 0.0
 
-    def shards(self):
+    def shards(self) -> Iterable[Shard]:
         return [Shard(f"{index:03d}", self.inputs) for index in range(self.num_shards)]
 
     def setup(self):

@@ -5,6 +5,7 @@ Counted by `tracemalloc` between two numbers of shards, so that neither the mach
 
 import json
 import tracemalloc
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -27,7 +28,7 @@ from data_pipeline.stage import (
 from data_pipeline.status import read_status
 
 FEW, MANY = 300, 1_800
-RECORD = json.dumps({"counts": Counts(10, 9, {"small": 1}, {"bytes": 100}).to_json(), "seconds": 1.0})
+RECORD = json.dumps({"counts": Counts(10, 9, Counter(small=1), Counter(bytes=100)).to_json(), "seconds": 1.0})
 BYTES_A_SHARD = 40
 """8 for the hash of its name, and some more while the list of hashes is grown. A name alone is 60, a shard with one
 input 300."""
@@ -98,7 +99,9 @@ def later(stage):
 
 
 def funnel(stage):
-    write_file_funnel(stage.folder.parent / ".funnel", "toy", stage.folder, {}, Counts(extra={"bytes": 1}))
+    write_file_funnel(
+        stage.folder.parent / ".funnel", "toy", stage.folder, {}, Counts(extra=Counter(bytes=1))
+    )
 
 
 def test_what_the_driver_does_takes_a_few_bytes_a_shard(tmp_path):

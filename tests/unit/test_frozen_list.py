@@ -59,8 +59,9 @@ def test_any_layout_is_read_and_is_no_other_list(tmp_path):
     stage.folder.mkdir()
     shards = list(freeze_manifest(stage))
     path = stage.folder / MANIFEST
-    for layout in ({}, {"indent": 8}, {"separators": (",", ":")}):
-        path.write_text(json.dumps(read_json(path), **layout))
+    value = read_json(path)
+    for text in (json.dumps(value), json.dumps(value, indent=8), json.dumps(value, separators=(",", ":"))):
+        path.write_text(text)
         assert list(freeze_manifest(stage)) == shards == list(stage.shards())
     with pytest.raises(ConfigError, match="setting size was 1 and is now 2"):
         freeze_manifest(ToyStage(stage.folder, settings={"size": 2}, inputs=("a", "b")))

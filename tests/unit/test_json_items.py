@@ -25,7 +25,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
 @given(
     items=st.lists(_JSON, max_size=5),
     before=st.dictionaries(st.text(max_size=3), _JSON, max_size=3),
