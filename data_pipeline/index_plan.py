@@ -15,6 +15,7 @@ import numpy as np
 
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json
+from data_pipeline.completion import read_settings
 from data_pipeline.index_choice import IndexChoice, choose_index, train
 from data_pipeline.index_embeddings import MODALITIES, EmbeddingSource, unit, usable
 from data_pipeline.index_faiss import load_faiss
@@ -26,7 +27,7 @@ from data_pipeline.index_growth import (
     has_own_settings,
     shard_digest,
 )
-from data_pipeline.stage import MANIFEST, Counts, Shard, Stage, finished_shards, is_finished, read_stats
+from data_pipeline.stage import Counts, Shard, Stage, finished_shards, is_finished, read_stats
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def model_record(clip: Path) -> dict[str, Any]:
         name, model, pretrained, weights_sha256 of the first model, and `towers`: name -> text_model (null: the model's
         own text tower) of each entry with the same image tower.
     """
-    models = read_json(clip / MANIFEST)["settings"]["models"]
+    models = read_settings(clip)["models"]
     first = models[0]
     image_tower = ("model", "pretrained", "weights_sha256")
     return {
