@@ -35,7 +35,7 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
 STEPS = 200
-PER_STEP = 40
+LEARNING_RATE, WARMUP = 1e-3, 20
 
 
 def concepts():
@@ -51,7 +51,11 @@ def is_cat(text):
 
 
 def train(folder, steps=STEPS):
-    """An export of a small CLIP that knows `concepts()` by their English and German names; some 10 CPU seconds."""
+    """An export of a small CLIP that knows `concepts()` by their English and German names; some 7 CPU seconds.
+
+    Whatever the seed: with five of them, the first six found for "cat" were cats. Without warmup and decay, at 3e-3,
+    they were 4 to 6, so that another processor's rounding decided.
+    """
     torch.manual_seed(0)
     config = ModelConfig(name="emoji-test", architecture=ARCHITECTURE)
     model = build_model(config)
@@ -63,11 +67,12 @@ def train(folder, steps=STEPS):
     # The table of 49,408 tokens stays as it was made: three quarters of a step's time would go into it.
     model.token_embedding.weight.requires_grad_(False)  # pyright: ignore
     learning = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=3e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(learning, lr=LEARNING_RATE, weight_decay=0.01)
     generator = torch.Generator().manual_seed(0)
     model.train()
-    for _ in range(steps):
-        drawn = torch.randperm(len(chosen), generator=generator)[:PER_STEP].tolist()
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * (1 - step / steps)
+        drawn = torch.randperm(len(chosen), generator=generator).tolist()
         rows = [tokens[n][int(torch.randint(len(tokens[n]), (1,), generator=generator))] for n in drawn]
         words = torch.stack(rows)
         image_features, text_features, scale = model(images[drawn], words)[:3]
