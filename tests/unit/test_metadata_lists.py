@@ -449,7 +449,11 @@ def test_columns_are_checked_before_work(tmp_path):
     check_list(path, "a.csv", NamedColumns("link", "words"))
 
 
-@given(st.lists(st.lists(st.text(max_size=8), min_size=2, max_size=2), max_size=8), st.binary(max_size=60))
+# Without NUL, which csv of Python 3.10 does not write.
+FIELDS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8)
+
+
+@given(st.lists(st.lists(FIELDS, min_size=2, max_size=2), max_size=8), st.binary(max_size=60))
 @settings(max_examples=80, deadline=None)
 def test_well_formed_csv_is_read_as_csv_does(rows, junk):
     """What Python's csv module writes comes back, and no bytes raise."""
@@ -458,20 +462,11 @@ def test_well_formed_csv_is_read_as_csv_does(rows, junk):
 
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
-    lines = [b"url,text", *stream.getvalue().encode("utf-8", "surrogatepass").split(b"\n")]
+    lines = [b"url,text", *stream.getvalue().encode().split(b"\n")]
     found = list(delimited_rows(iter(lines), ",", NONE, "x"))
-    expected = [row for row in rows if not {"\0", "\r"} & set("".join(row)) and is_utf8("".join(row))]
-    if len(expected) == len(rows):
+    if not any("\r" in field for row in rows for field in row):
         assert [row[:2] for row in found if not isinstance(row, RowFault)] == [tuple(row) for row in rows]
     list(delimited_rows(iter([b"url,text", *junk.split(b"\n")]), ",", NONE, "x"))
-
-
-def is_utf8(text):
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # Columns that are kept
