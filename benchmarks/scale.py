@@ -85,10 +85,12 @@ class Inline:
 
 
 def whole_run(stage: ScaleStage) -> int:
+    """A first run, whose shards are there at once."""
     return run_stage(stage, Pretend(), max_failed_fraction=0.0).done
 
 
 def look(stage: ScaleStage) -> int:
+    """What `python -m data_pipeline status` reads."""
     from data_pipeline.status import read_status
 
     (step,) = read_status(stage.folder.parent, [])
@@ -97,17 +99,20 @@ def look(stage: ScaleStage) -> int:
 
 
 def resume_half(stage: ScaleStage) -> int:
+    """A run that finds half of it there."""
     report = run_stage(stage, Pretend(), max_failed_fraction=0.0)
     assert report.done == stage.tasks // 2
     return stage.tasks
 
 
 def resume_none(stage: ScaleStage) -> int:
+    """A run that finds everything there."""
     assert run_stage(stage, Pretend(), max_failed_fraction=0.0).skipped == stage.tasks
     return stage.tasks
 
 
 def hand_out(stage: ScaleStage) -> int:
+    """What the Slurm executor does with a list before the first task runs."""
     from data_pipeline.executors.slurm import SlurmExecutor
 
     executor = SlurmExecutor(
@@ -119,6 +124,7 @@ def hand_out(stage: ScaleStage) -> int:
 
 
 def make(stage: ScaleStage) -> int:
+    """Shards that are made and published for real, with nothing in them."""
     return run_stage(stage, Inline(), max_failed_fraction=0.0).done
 
 

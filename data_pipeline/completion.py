@@ -51,6 +51,11 @@ def finished_shards(folder: Path | str) -> list[str]:
     return list(stream_finished(folder))
 
 
+def finished_rows(folder: Path | str) -> Iterator[tuple[str, int]]:
+    """(name, rows that it gave) of each complete shard, as `stream_finished`."""
+    return ((name, read_stats(folder, name)["counts"]["rows_out"]) for name in stream_finished(folder))
+
+
 def finished_names(folder: Path | str) -> NameSet:
     """Names of the complete shards in a folder, by one look at it; their markers are then on this machine."""
     names = storage.names_in(folder, STATS_SUFFIX)

@@ -21,6 +21,7 @@ from crawl2clip.errors import DataError
 from data_pipeline.blocked import Blocked
 from data_pipeline.blocklist import OF_CONTENT, BlockKind
 from data_pipeline.blocklist_files import read_blocklist
+from data_pipeline.completion import finished_rows
 from data_pipeline.deduplicate_keys import DeduplicateBy, KeyListWriter, find, open_keys, range_of
 from data_pipeline.deduplicate_rows import (
     column_keys,
@@ -159,7 +160,7 @@ class EarlierStage(Stage):
     def _numbered(self) -> Iterator[tuple[int, str]]:
         at_once, rows_before = self.settings["rows_per_run"] * _KEYS_PER_RUN, 0
         for folder in self.earlier:
-            for name, rows in _rows_of(folder):
+            for name, rows in finished_rows(folder):
                 yield rows_before // at_once, str(folder / f"{name}.parquet")
                 rows_before += rows
 
@@ -251,16 +252,11 @@ class ShardsStage(Stage):
         return Counts(rows, rows)
 
 
-def _rows_of(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, rows) of each finished shard of a stage."""
-    return ((name, read_stats(folder, name)["counts"]["rows_out"]) for name in stream_finished(folder))
-
-
 def _groups(candidates: Path, at_once: int) -> Iterator[tuple[str, list[str]]]:
     """(part of a file that is too large, files) of each run."""
     group: list[str] = []
     space = at_once
-    for name, rows in _rows_of(candidates):
+    for name, rows in finished_rows(candidates):
         path = str(candidates / f"{name}.parquet")
         if group and rows > space:
             yield "", group
@@ -278,7 +274,7 @@ def _groups(candidates: Path, at_once: int) -> Iterator[tuple[str, list[str]]]:
 def _num_ranges(candidates: Path, settings: dict[str, Any]) -> int:
     """How many parts the key space is split into: each has about as many of the candidates as a run."""
     rows_per_range = min(settings["rows_per_run"], settings["rows_per_shard"] * _MAX_PIECES // 2)
-    return min(max(1, -(-sum(rows for _, rows in _rows_of(candidates)) // rows_per_range)), 99_999)
+    return min(max(1, -(-sum(rows for _, rows in finished_rows(candidates)) // rows_per_range)), 99_999)
 
 
 def _keys(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError
-from crawl2clip.files import read_json
 from data_pipeline import select
+from data_pipeline.completion import listed_shards
 from data_pipeline.index_columns import taggers_of
 from data_pipeline.index_faiss import require_faiss
 from data_pipeline.index_growth import forget, has_own_settings
@@ -114,8 +115,8 @@ class Comparison(select.SelectStage):
         path, now = self.folder / MANIFEST, self.shards()
         if not path.exists() or not has_own_settings(self):
             return
-        had = {shard["name"]: shard["inputs"] for shard in read_json(path)["shards"]}
-        if had != {shard.name: list(shard.inputs) for shard in now}:
+        had = {entry["name"]: entry["inputs"] for entry in listed_shards(self.folder, {})}
+        if had != {shard.name: storage.public(shard.inputs) for shard in now}:
             forget(self, *(shard.name for shard in now))
 
     def run(self, context: None, shard: Shard, temporary: Path) -> Counts:

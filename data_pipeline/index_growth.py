@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crawl2clip import storage
 from crawl2clip.errors import ConfigError
-from crawl2clip.files import read_json
+from data_pipeline.completion import read_settings
 from data_pipeline.stage import MANIFEST, STATS_SUFFIX, Stage, is_finished
 
 MOST_GROWTH = 4
@@ -72,8 +73,9 @@ def check_growth(rows: int, planned_for: int) -> None:
 
 def has_own_settings(stage: Stage) -> bool:
     """Whether a stage's folder was made with the settings it now has, or by nobody yet; else the frame will refuse."""
-    path = stage.folder / MANIFEST
-    return not path.exists() or read_json(path)["settings"] == json.loads(json.dumps(stage.settings))
+    if not (stage.folder / MANIFEST).exists():
+        return True
+    return read_settings(stage.folder) == json.loads(json.dumps(storage.public(stage.settings)))
 
 
 def forget(stage: Stage, *shards: str) -> None:

@@ -118,7 +118,7 @@ class TextFeatures:
             return found
 
         features = gather_rows(world, all_attempt(world, share))
-        if world.world_size > 1:
+        if world.world_size > 1:  # one rank's are in order as they are
             taken = [rows for rank in range(world.world_size) for rows in batches[rank :: world.world_size]]
             gathered, features = features, np.empty_like(features)
             features[np.concatenate(taken)] = gathered

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data_pipeline.completion import finished_rows
 from data_pipeline.deduplicate_keys import find, hex_of_keys, keys_of_hex, open_keys
-from data_pipeline.stage import Counts, Shard, Stage, finished_shards, read_stats, stream_finished
+from data_pipeline.stage import Counts, Shard, Stage, finished_shards, stream_finished
 from data_pipeline.subset import uid_halves
 from data_pipeline.tables import read_table
 from data_pipeline.taggers.hamming import masks_for, smallest_neighbours
@@ -24,14 +25,9 @@ _SPREAD = np.uint64(
 )  # an odd number: multiplying by it loses nothing and mixes the high bits
 
 
-def rows_of(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, rows) of each finished shard of a stage."""
-    return ((name, read_stats(folder, name)["counts"]["rows_out"]) for name in stream_finished(folder))
-
-
 def num_rows(folder: Path) -> int:
     """Rows in all finished shards of a stage."""
-    return sum(count for _, count in rows_of(folder))
+    return sum(count for _, count in finished_rows(folder))
 
 
 def groups_of(rows: Iterable[tuple[str, int]], at_once: int) -> Iterator[list[str]]:
@@ -119,7 +115,7 @@ class HashRuns(Stage):
 
     def shards(self) -> Iterator[Shard]:
         """Groups of raw shards."""
-        groups = groups_of(rows_of(self.raw), self.settings["rows_per_range"])
+        groups = groups_of(finished_rows(self.raw), self.settings["rows_per_range"])
         for number, names in enumerate(groups):
             yield Shard(f"{number:05d}", tuple(str(self.raw / f"{name}.parquet") for name in names))
 

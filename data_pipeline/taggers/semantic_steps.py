@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from crawl2clip.errors import ConfigError
+from data_pipeline.completion import finished_rows
 from data_pipeline.embeddings import ImageEmbeddings, read_embeddings
 from data_pipeline.stage import Counts, Shard, Stage, stream_finished
-from data_pipeline.taggers.duplicate_steps import groups_of, num_ranges, num_rows, rows_of, write_lookup
+from data_pipeline.taggers.duplicate_steps import groups_of, num_ranges, num_rows, write_lookup
 from data_pipeline.taggers.image_cluster import nearest
 from data_pipeline.taggers.ranged_files import read_part, write_parts
 
@@ -99,7 +100,7 @@ class AssignStage(Stage):
 
     def shards(self) -> Iterator[Shard]:
         """Groups of the clip tagger's shards."""
-        groups = groups_of(rows_of(self.source.clip), self.settings["rows_per_range"])
+        groups = groups_of(finished_rows(self.source.clip), self.settings["rows_per_range"])
         for number, names in enumerate(groups):
             embedded = (path for name in names for path in self.source.files(name))
             yield Shard(f"{number:05d}", (str(self.centroids / f"{_CLUSTERS}.npy"), *embedded))
