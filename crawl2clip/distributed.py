@@ -88,6 +88,8 @@ def distributed(timeout_s: float = 600.0, device: str = "auto") -> Iterator[Worl
             rank=rank,
             world_size=world_size,
             timeout=datetime.timedelta(seconds=timeout_s),
+            # Without it, a barrier guesses the GPU from the rank.
+            device_id=found if found.type == "cuda" else None,
         )
     try:
         yield World(rank=rank, world_size=world_size, local_rank=local_rank, device=found)

@@ -130,11 +130,14 @@ class TrainStep:
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr)
         self.note(Phase.forward, step)
-        images = batch.images.to(self.world.device, non_blocking=True)
-        positions = batch.positions.to(self.world.device, non_blocking=True)
+        device = self.world.device
+        images = batch.images.to(device, non_blocking=True)
+        positions = batch.positions.to(device, non_blocking=True)
         images = self.augment(images, positions, self.seed)
         texts = [self.texts_of(tokens) for tokens in batch.text_tokens.chunk(self.micro_batches)]
-        moved = [part.to(self.world.device, non_blocking=True) for part in texts]
+        # The loader pins its batches, not what is made of them here; from other memory no copy is asynchronous.
+        pinned = [part.pin_memory() for part in texts] if device.type == "cuda" else texts
+        moved = [part.to(device, non_blocking=True) for part in pinned]
         parts = list(zip(images.chunk(self.micro_batches), moved, strict=True))
         if self.micro_batches == 1:
             loss, scale = self._at_once(*parts[0], batch.text_tokens, step)

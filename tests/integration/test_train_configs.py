@@ -4,13 +4,13 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
+from train_settings import train_settings
 
-from crawl2clip.config import CONFIG_DIR, register, typed
+from crawl2clip.config import CONFIG_DIR
 from crawl2clip.models import architecture_of
 from evaluate.config import register_zoo
-from train.config import TrainConfig, make_plan, validate
+from train.config import make_plan, validate
 from train.losses.loss import check_trainable
 from train.model.meta_model import build_on_meta
 from train.optimization.optimizer import build_optimizer, freeze_parameters
@@ -43,9 +43,7 @@ def choices(group):
 
 
 def composed(*overrides):
-    register("train_schema", TrainConfig)
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return typed(compose("train", [*GIVEN, *overrides]), TrainConfig)
+    return train_settings(*GIVEN, *overrides)
 
 
 def check(config, world_size=8):

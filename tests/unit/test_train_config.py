@@ -3,25 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
+from train_settings import TWO_EPOCHS, train_settings
 
-from crawl2clip.config import CONFIG_DIR, register, typed
 from crawl2clip.errors import ConfigError, DataError
 from crawl2clip.models import ModelConfig
-from train.config import TrainConfig, image_size_of, make_plan, model_of, validate
+from train.config import image_size_of, make_plan, model_of, validate
 from train.loop import Progress, check_bad_draws
 from train.startup import check_resume, identity_of
 
 
 def config(*overrides):
-    """Settings of two epochs in batches of 8."""
-    words = (
-        "model=tiny", "precision=fp32", "device=cpu", "run_name=x", "data.shards=shards",
-        "train.global_batch_size=8", "train.epochs=2", "schedule.warmup_steps=2",
-    )  # fmt: skip
-    register("train_schema", TrainConfig)
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return typed(compose("train", [*words, *overrides]), TrainConfig)
+    return train_settings(*TWO_EPOCHS, *overrides)
 
 
 def test_good_settings_pass():

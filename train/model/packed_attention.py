@@ -9,7 +9,6 @@ caption of the batch, for the attention alone.
 Shapes: T rows of all captions, B captions, H heads, E width of a head, L longest caption.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +16,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+_KERNEL_ROWS = 128  # queries that a block of FlashAttention's forward takes at a time
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class Layout:
         slots: int64 [T], row of each token in a [B * longest] padded batch.
         groups: (captions, tokens in each) for every length there is, shortest first; on the host.
         longest: tokens of the longest caption.
-        pooled: whether only the last row of each caption is wanted.
     """
 
     starts: torch.Tensor
@@ -37,14 +37,26 @@ class Layout:
     slots: torch.Tensor
     groups: tuple[tuple[int, int], ...]
     longest: int
-    pooled: bool = False
 
     def to(self, *_: Any, **__: Any) -> "Layout":
         """Itself: open_clip's blocks convert their mask to the dtype of the rows; nothing here has one."""
         return self
 
 
-def multihead_attention(attention: nn.MultiheadAttention, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+@dataclass(frozen=True)
+class Ends:
+    """A layout of which only the last row of each caption asks for anything, as in the last block.
+
+    It holds the layout as it is: were one made anew in a compiled block, the compiler would look at each of its
+    values, and start again for every number of lengths in a batch.
+    """
+
+    layout: Layout
+
+
+def multihead_attention(
+    attention: nn.MultiheadAttention, rows: torch.Tensor, layout: Layout | Ends
+) -> torch.Tensor:
     """nn.MultiheadAttention on packed rows.
 
     Args:
@@ -53,7 +65,7 @@ def multihead_attention(attention: nn.MultiheadAttention, rows: torch.Tensor, la
         layout: of these rows.
 
     Returns:
-        [T, H * E], or [B, H * E] where the layout is pooled.
+        [T, H * E], or [B, H * E] for Ends.
     """
     query, key, value = _project(
         rows, attention.in_proj_weight, attention.in_proj_bias, attention.num_heads, layout
@@ -62,7 +74,7 @@ def multihead_attention(attention: nn.MultiheadAttention, rows: torch.Tensor, la
     return F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
 
 
-def custom_attention(attention: Any, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+def custom_attention(attention: Any, rows: torch.Tensor, layout: Layout | Ends) -> torch.Tensor:
     """open_clip's Attention (norms of queries and keys, scaled heads, inner norm) on packed rows, as above."""
     query, key, value = _project(
         rows, attention.in_proj_weight, attention.in_proj_bias, attention.num_heads, layout
@@ -74,25 +86,27 @@ def custom_attention(attention: Any, rows: torch.Tensor, layout: Layout) -> torc
 
 
 def _project(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, num_heads: int, layout: Layout
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, num_heads: int, layout: Layout | Ends
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query [T or B, H, E], key and value [T, H, E]."""
     width = rows.shape[1]
-    if not layout.pooled:
+    if isinstance(layout, Layout):
         query, key, value = F.linear(rows, weight, bias).view(len(rows), 3, num_heads, -1).unbind(1)
         return query, key, value
     query_weight, other_weight = weight.split([width, 2 * width])
     query_bias, other_bias = (None, None) if bias is None else bias.split([width, 2 * width])
-    query = F.linear(rows.index_select(0, layout.lasts), query_weight, query_bias)
+    query = F.linear(rows.index_select(0, layout.layout.lasts), query_weight, query_bias)
     key, value = F.linear(rows, other_weight, other_bias).view(len(rows), 2, num_heads, -1).unbind(1)
     return query.view(len(query), num_heads, -1), key, value
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout | Ends
+) -> torch.Tensor:
     """Causal attention within each caption.
 
     Args:
-        query: [T, H, E]; [B, H, E] where the layout is pooled: the last row of a caption sees all of it.
+        query: [T, H, E]; [B, H, E] for Ends: the last row of a caption sees all of it.
         key: [T, H, E].
         value: [T, H, E].
         layout: of the rows.
@@ -100,33 +114,35 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: 
     Returns:
         The shape of query.
     """
+    pooled = isinstance(layout, Ends)
+    layout = layout.layout if isinstance(layout, Ends) else layout
     if query.is_cuda and has_kernel(query.device.index, query.dtype, query.shape[-1]):
-        return _attend_in_kernel(query, key, value, layout)
+        return _attend_in_kernel(query, key, value, layout, pooled)
     if query.is_cuda or torch.compiler.is_compiling():
         # One call for the batch: dozens of small ones cost a GPU more than the padding, and the lengths that
         # happen to be in a batch would make the compiler start again for every batch.
-        return _attend_padded(query, key, value, layout)
-    return _attend_by_length(query, key, value, layout)
+        return _attend_padded(query, key, value, layout, pooled)
+    return _attend_by_length(query, key, value, layout, pooled)
 
 
 def _attend_by_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, pooled: bool
 ) -> torch.Tensor:
     sizes = [count * length for count, length in layout.groups]
-    queries = query.split([count for count, _ in layout.groups] if layout.pooled else sizes)
+    queries = query.split([count for count, _ in layout.groups] if pooled else sizes)
     mixed = []
     for (count, length), q, k, v in zip(
         layout.groups, queries, key.split(sizes), value.split(sizes), strict=True
     ):
         q = q.unflatten(0, (count, len(q) // count)).transpose(1, 2)
         k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=not layout.pooled)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=not pooled)
         mixed.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
 
 
 def _attend_padded(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, pooled: bool
 ) -> torch.Tensor:
     num_captions, longest = len(layout.lasts), layout.longest
 
@@ -135,7 +151,7 @@ def _attend_padded(
         room = rows.new_zeros(num_captions * longest, *rows.shape[1:]).index_copy(0, layout.slots, rows)
         return room.unflatten(0, (num_captions, longest)).transpose(1, 2)
 
-    if layout.pooled:
+    if pooled:
         lengths = layout.starts.diff()
         seen = torch.arange(longest, device=query.device) < lengths[:, None]
         q = query.unsqueeze(1).transpose(1, 2)
@@ -146,20 +162,21 @@ def _attend_padded(
 
 
 def _attend_in_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, pooled: bool
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # The length bounds only size the kernel's grid: a power of two changes rarely, so nothing is compiled again.
-    bound = 1 << math.ceil(math.log2(max(layout.longest, 16)))
-    if not layout.pooled:
+    # The bounds only size the kernel's grid, by blocks of up to 128 rows: one number for all captions of CLIP's
+    # length, so that nothing is compiled again, and powers of two above.
+    bound = 1 << math.ceil(math.log2(max(layout.longest, _KERNEL_ROWS)))
+    if not pooled:
         out = varlen_attn(query, key, value, layout.starts, layout.starts, bound, bound, window_size=(-1, 0))
         return cast(torch.Tensor, out)  # a pair only when more is asked for
     captions = torch.arange(len(layout.starts), dtype=torch.int32, device=query.device)
     return cast(torch.Tensor, varlen_attn(query, key, value, captions, layout.starts, 1, bound))
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # or the compiler traces what is asked of the driver
 def has_kernel(device_index: int | None, dtype: torch.dtype, head_width: int) -> bool:
     """Whether torch has variable-length attention (2.10 and later) for this CUDA device, dtype and head width."""
     try:

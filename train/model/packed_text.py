@@ -20,7 +20,7 @@ from torch import nn
 
 from crawl2clip.errors import DataError
 from crawl2clip.text_tower import TextLengths, end_id, pool_type, reads_padding, text_tower
-from train.model.packed_attention import Layout, custom_attention, multihead_attention
+from train.model.packed_attention import Ends, Layout, custom_attention, multihead_attention
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,13 @@ def install(model: nn.Module) -> None:
 def _multihead_forward(
     self: Any, query: Any, key: Any, value: Any, *, attn_mask: Any = None, **options: Any
 ) -> Any:
-    if isinstance(attn_mask, Layout):
+    if isinstance(attn_mask, Layout | Ends):
         return multihead_attention(self, query, attn_mask), None
     return type(self).forward(self, query, key, value, attn_mask=attn_mask, **options)
 
 
 def _custom_forward(self: Any, x: torch.Tensor, attn_mask: Any = None) -> torch.Tensor:
-    if isinstance(attn_mask, Layout):
+    if isinstance(attn_mask, Layout | Ends):
         return custom_attention(self, x, attn_mask)
     return type(self).forward(self, x, attn_mask=attn_mask)
 
@@ -187,12 +187,12 @@ def _last_block_forward(self: Any, q_x: torch.Tensor, *others: Any, **named: Any
     layout = named.get("attn_mask", others[-1] if others else None)
     if not isinstance(layout, Layout):
         return type(self).forward(self, q_x, *others, **named)
-    pooled = Layout(layout.starts, layout.lasts, layout.slots, layout.groups, layout.longest, pooled=True)
+    ends = Ends(layout)
     normed = self.ln_1(q_x)
     if isinstance(self.attn, nn.MultiheadAttention):
-        mixed = self.attn(normed, normed, normed, need_weights=False, attn_mask=pooled)[0]
+        mixed = self.attn(normed, normed, normed, need_weights=False, attn_mask=ends)[0]
     else:
-        mixed = self.ln_attn(self.attn(normed, attn_mask=pooled))
+        mixed = self.ln_attn(self.attn(normed, attn_mask=ends))
     x = q_x.index_select(0, layout.lasts) + self.ls_1(mixed)
     return x + self.ls_2(self.mlp(self.ln_2(x)))
 

@@ -93,15 +93,15 @@ class StableAdamW(torch.optim.Optimizer):
 
 def root_mean_squares(tensors: list[torch.Tensor], parameters: list[torch.Tensor]) -> torch.Tensor:
     """[P] root mean square of each tensor over the whole parameter it is a shard of; one collective for all."""
-    norms = torch.stack(list(_ops._foreach_norm(tensors)))
-    # An empty shard has no elements to take a norm of: torch gives 0.
-    squares = norms**2
+    norms = _ops._foreach_norm(tensors)  # of an empty shard 0
+    # Numbers as arguments, not as a tensor: that would be a copy which the host waits for.
+    _ops._foreach_mul_(norms, [parameter.numel() ** -0.5 for parameter in parameters])
+    squares = torch.stack(list(norms)) ** 2
     like = parameters[0]
     if isinstance(like, DTensor):
         placements = [Partial() if place.is_shard() else Replicate() for place in like.placements]
         squares = DTensor.from_local(squares, like.device_mesh, placements).full_tensor()
-    sizes = torch.tensor([parameter.numel() for parameter in parameters], dtype=squares.dtype)
-    return (squares / sizes.to(squares.device)).sqrt()
+    return squares.sqrt()
 
 
 def _spread(tensor: torch.Tensor) -> Any:
