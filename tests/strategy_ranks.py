@@ -73,9 +73,13 @@ def tiny_model(seed: int = 1) -> nn.Module:
     )
 
 
-def strategy_of(name: str, world: World, precision: str = "fp32", **options: Any) -> Strategy:
+def strategy_of(
+    name: str, world: World, precision: str = "fp32", compute: ComputeConfig | None = None, **options: Any
+) -> Strategy:
     config = StrategyConfig(name=StrategyName[name], **{**OPTIONS.get(name, {}), **options})
-    return build_strategy(config, PrecisionConfig(name=PrecisionName[precision]), world)
+    return build_strategy(
+        config, PrecisionConfig(name=PrecisionName[precision]), compute or compute_of(), world
+    )
 
 
 def compute_of(compile: str = "none", activation_checkpointing: str = "none") -> ComputeConfig:
@@ -193,11 +197,11 @@ def run_steps(
 def train(world: World, name: str, num_steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """A run of some steps: losses, norms, the state at the end, what the whole model gives, and a step left out."""
     settings = dict(settings)
-    options, compute = settings.pop("options", {}), settings.pop("compute", {})
+    options, compute = settings.pop("options", {}), compute_of(**settings.pop("compute", {}))
     precision, fused = settings.get("precision", "fp32"), settings.pop("fused", True)
-    strategy = strategy_of(name, world, precision, **options)
+    strategy = strategy_of(name, world, precision, compute, **options)
     plain = tiny_model(seed=1 + world.rank)  # rank 0's weights must reach everyone
-    apply_compute(plain, compute_of(**compute))
+    apply_compute(plain, compute)
     model, optimizer = strategy.prepare(Towers(plain), lambda plain: adamw(plain, fused=fused))
     measured = run_steps(world, strategy, model, optimizer, range(num_steps), **settings)
     scaler = strategy.scaler_state()

@@ -172,7 +172,7 @@ def validate(config: TrainConfig, world_size: int) -> None:
         raise ConfigError(
             f"train.accumulation_steps={config.train.accumulation_steps} with loss={config.loss.name.value}: the whole "
             "batch is compared from features that are kept, and this loss needs more than those; set "
-            "train.accumulation_steps=1 (compute=checkpointed saves memory too), or take loss=infonce or sigmoid"
+            "train.accumulation_steps=1 (compute=low_memory saves memory too), or take loss=infonce or sigmoid"
         )
     if config.model.pretrained is not None and any(
         stage.image_size is not None or stage.context_length is not None for stage in config.stages or ()

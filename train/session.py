@@ -133,7 +133,7 @@ def open_session(
     if config.precision.name is PrecisionName.float8:
         convert_to_float8(blocks_of(model))
     apply_compute(model, config.compute)
-    strategy = build_strategy(config.strategy, config.precision, world)
+    strategy = build_strategy(config.strategy, config.precision, config.compute, world)
     wrapped, optimizer = strategy.prepare(towers, lambda plain: build_optimizer(plain, config.optimizer))
     plain = strategy.plain(wrapped)
     train_step = TrainStep(

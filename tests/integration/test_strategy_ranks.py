@@ -116,8 +116,9 @@ def test_bf16_starts_alike_under_every_strategy():
         ("fsdp2", {"compute": {"activation_checkpointing": "selective"}}),
         ("zero2", {"options": {"offload_optimizer": {"device": "cpu"}}}),
         ("zero3", {"compute": {"activation_checkpointing": "full"}}),
+        ("zero3", {"compute": {"activation_checkpointing": "selective"}}),
     ],
-    ids=["ddp-static", "fsdp2-offload", "fsdp2-selective", "zero2-offload", "zero3-full"],
+    ids=["ddp-static", "fsdp2-offload", "fsdp2-selective", "zero2-offload", "zero3-full", "zero3-selective"],
 )
 def test_options_change_no_number(trained, name, settings):
     measured = results_on_ranks(ranks.train, 2, name, 4, settings)[0]

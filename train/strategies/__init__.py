@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from crawl2clip.distributed import World
 from crawl2clip.errors import ConfigError
+from train.model.compute import ComputeConfig
 from train.model.precision import LossScaler, PrecisionConfig, PrecisionName, compute_dtype
 from train.strategies.combinations import check_combination
 from train.strategies.config import StrategyConfig, StrategyName
@@ -24,7 +25,9 @@ __all__ = [
 ]
 
 
-def build_strategy(config: StrategyConfig, precision: PrecisionConfig, world: World) -> Strategy:
+def build_strategy(
+    config: StrategyConfig, precision: PrecisionConfig, compute: ComputeConfig, world: World
+) -> Strategy:
     """The strategy that a config names; the process group is up.
 
     Raises:
@@ -43,7 +46,7 @@ def build_strategy(config: StrategyConfig, precision: PrecisionConfig, world: Wo
     if config.name.zero_stage is not None:
         from train.strategies.zero import Zero
 
-        return Zero(config, precision.name, world)
+        return Zero(config, precision.name, compute, world)
     from train.strategies.sharded import Sharded
 
     return Sharded(config, scaler, compute_dtype(precision.name), world)

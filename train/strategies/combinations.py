@@ -3,7 +3,7 @@
 import torch
 
 from crawl2clip.errors import ConfigError
-from train.model.compute import ActivationCheckpointing, Compile, ComputeConfig
+from train.model.compute import Compile, ComputeConfig
 from train.model.precision import PrecisionConfig, PrecisionName
 from train.optimization.optimizer import ELEMENTWISE, OptimizerName
 from train.strategies.config import StrategyConfig, StrategyName
@@ -92,11 +92,6 @@ def _check_zero(
         raise ConfigError(
             "compute.compile=block with strategy=zero3: the compiler would see DeepSpeed's empty weights instead of "
             "the gathered ones; set compute.compile=none, or use strategy=fsdp2"
-        )
-    if compute.activation_checkpointing is ActivationCheckpointing.selective:
-        raise ConfigError(
-            "compute.activation_checkpointing=selective with strategy=zero3 gives wrong gradients: DeepSpeed computes "
-            "linears in a way that selective checkpointing does not see; set it to full or none, or use strategy=fsdp2"
         )
     if has_ema:
         raise ConfigError(

@@ -24,6 +24,7 @@ from torch import nn
 from crawl2clip.distributed import World
 from crawl2clip.errors import ConfigError
 from train.checkpoints.state import Piece, StateReader
+from train.model.compute import ActivationCheckpointing, ComputeConfig
 from train.model.precision import PrecisionName, compute_dtype
 from train.model.towers import Towers
 from train.strategies.config import StrategyConfig
@@ -60,9 +61,12 @@ _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's own bound of a reduction; fewer wh
 class Zero:
     """See Strategy."""
 
-    def __init__(self, config: StrategyConfig, precision: PrecisionName, world: World) -> None:
+    def __init__(
+        self, config: StrategyConfig, precision: PrecisionName, compute: ComputeConfig, world: World
+    ) -> None:
         assert config.name.zero_stage is not None
         self._config, self._world, self._precision = config, world, precision
+        self._selective = compute.activation_checkpointing is ActivationCheckpointing.selective
         self._stage = config.name.zero_stage
         self._gradients = GradientScale(None, world.device)
         self.group = dist.group.WORLD
@@ -94,6 +98,9 @@ class Zero:
         zero: dict[str, Any] = {
             "stage": self._stage,
             "reduce_bucket_size": min(_BUCKET_ELEMENTS, num_elements),
+            # DeepSpeed's own linear adds the bias in place, to what selective checkpointing has kept of the product.
+            # Without it a block's gathered weights live from its recomputation to the end of its backward.
+            "memory_efficient_linear": not self._selective,
         }
         for option in ("offload_optimizer", "offload_param"):
             if (value := getattr(self._config, option)) is not None:
