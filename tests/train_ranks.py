@@ -60,10 +60,14 @@ def train_and_note(world: World, config: TrainConfig, last: int | None) -> int:
 
 
 def train_with_nan(world: World, config: TrainConfig, step: int, rank: int) -> int:
-    """A run in which one rank's images of `step` are not a number, the first time it is done."""
+    """A run in which one rank's images of `step` are not a number, the first time it is done.
+
+    The files `bad_<step>_<rank>` say how many samples had to be replaced, the last time a step was done.
+    """
     done = []
 
     def poison(train_step: TrainStep, batch: Any, number: int) -> None:
+        (Path(config.run_folder) / f"bad_{number}_{world.rank}").write_text(str(len(batch.bad_draws)))
         if number != step or world.rank != rank or done:
             return
         done.append(number)

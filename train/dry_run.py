@@ -13,19 +13,17 @@ from crawl2clip import storage
 from crawl2clip.distributed import pick_device
 from crawl2clip.models import architecture_of
 from train.checkpoints.checkpoint_folder import list_checkpoints
-from train.config import Plan, TrainConfig, make_plan, model_of, validate
+from train.config import TrainConfig, make_plan, model_of, validate
 from train.data.remote import RemoteShards, list_all_shards
 from train.losses.loss import check_trainable
 from train.memory_estimate import MemoryRequest, spread_of
-from train.model.flops import describe_budget, total_budget
 from train.model.meta_model import build_on_meta
 from train.model.packed_text import packs
 from train.model.precision import compute_dtype
 from train.optimization.optimizer import build_optimizer, freeze_parameters
-from train.optimization.parameter_rules import trained_towers
 from train.preflight import Report, check_disk, check_memory, check_shards, device_bytes
-from train.stages import Stage, budget_parts
-from train.startup import ASSUMED_TEXT_TOKENS, device_name
+from train.stages import Stage
+from train.startup import ASSUMED_TEXT_TOKENS, budget_of
 
 _ASSUMED_SAMPLES = 10**12
 """Where the length is given in samples, how many the data has is not counted here."""
@@ -55,7 +53,8 @@ def dry_run(config: TrainConfig) -> Report:
     )
     _check_model(report, config, _heaviest(stages), device, world_size)
     if plan:
-        _add_length(report, config, plan, device)
+        report.rows.append(("length", f"{plan.total_steps} steps, {plan.total_samples} samples seen"))
+        report.rows.append(("budget", budget_of(config, plan, device)))
     return report
 
 
@@ -125,19 +124,3 @@ def _check_model(
         kept=config.checkpoint.keep_last + (config.checkpoint.keep_best is not None),
         saved_already=len(list_checkpoints(folder / "checkpoints")),
     )
-
-
-def _add_length(report: Report, config: TrainConfig, plan: Plan, device: torch.device) -> None:
-    architecture = architecture_of(config.model)
-    model = build_on_meta(architecture)
-    freeze_parameters(model, config.optimizer)
-    image_trains, text_trains = trained_towers(model)
-    flops = total_budget(
-        budget_parts(plan.stages, architecture),
-        text_tokens=ASSUMED_TEXT_TOKENS,
-        image_trains=image_trains,
-        text_trains=text_trains,
-    )
-    report.rows.append(("length", f"{plan.total_steps} steps, {plan.total_samples} samples seen"))
-    budget = describe_budget(flops, device_name(device), config.precision.name.value)
-    report.rows.append(("budget", f"{budget}, at {ASSUMED_TEXT_TOKENS} tokens a caption"))

@@ -6,6 +6,7 @@ anything is scored or saved they are read at once, so no checkpoint follows a st
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -20,7 +21,7 @@ from train.config import Plan, TrainConfig
 from train.in_loop import evaluate_live
 from train.monitoring.accounting import Accounting, peak_memory_gb
 from train.monitoring.garbage_collection import SteadyGarbageCollection
-from train.monitoring.metrics import MetricsLog
+from train.monitoring.metrics import MetricsLog, console_line
 from train.monitoring.profiling import StepProfiler
 from train.monitoring.safety import Action, Guard, Verdict
 from train.monitoring.watchdog import Phase, Watchdog
@@ -104,41 +105,46 @@ def run_steps(session: Session, tools: Tools, progress: Progress) -> Ending:
     )
     waiting: Reading | None = None  # for somebody to look at it
     tools.watchdog.enter(Phase.data, progress.step + 1)
-    for step, batch in enumerate(tools.accounting.waiting_for(batches), start=progress.step + 1):
-        tools.profiler.before(step)
-        reading = session.train_step(
-            batch, step, stop=tools.request.received is not None, save=_time_to_save(tools, step)
-        )
-        if session.ema is not None:
-            session.ema.update(session.strategy.plain(session.model), step)
-        tools.profiler.after(step)
-        tools.garbage.step(step)
-        tools.watchdog.enter(Phase.read_numbers, step)
-        progress.step = step
-        progress.position += stage.global_batch_size
-        before = look_at(waiting, session, tools, progress) if waiting is not None else None
-        if before is not None and before.verdict.action is Action.roll_back:
-            return Ending(Reason.roll_back, before.verdict)
-        told = before.numbers if before is not None else None
-        stop = told is not None and told.stop
-        # Asked to stop, there may be a minute left: state first, and no scores.
-        last = step == tools.plan.total_steps
-        scores_due = last or (step % config.evaluation.every_steps == 0 and not stop)
-        save_due = step == stage.last_step or stop or (told is not None and told.save)
-        save_due = save_due or is_due(config.checkpoint, step, since_save_s=0.0)
-        waiting = reading
-        if scores_due or save_due:
-            now = look_at(reading, session, tools, progress)
-            waiting = None
-            if now.verdict.action is Action.roll_back:
-                return Ending(Reason.roll_back, now.verdict)
-            with tools.accounting.pause():
-                scores = evaluate(session, tools, progress) if scores_due else {}
-                if save_due or _is_best(scores, tools):
-                    save(session, tools, progress, scores)
-            if stop and not last:
-                return Ending(Reason.stopped)
-        tools.watchdog.enter(Phase.data, step + 1)
+    with closing(batches):
+        for step, batch in enumerate(tools.accounting.waiting_for(batches), start=progress.step + 1):
+            tools.profiler.before(step)
+            reading = session.train_step(
+                batch, step, stop=tools.request.received is not None, save=_time_to_save(tools, step)
+            )
+            if session.ema is not None:
+                session.ema.update(session.strategy.plain(session.model), step)
+            tools.accounting.submitted()
+            tools.profiler.after(step)
+            tools.garbage.step(step)
+            tools.watchdog.enter(Phase.read_numbers, step)
+            progress.step = step
+            progress.position += stage.global_batch_size
+            before = look_at(waiting, session, tools, progress) if waiting is not None else None
+            if before is not None and before.verdict.action is Action.roll_back:
+                return Ending(Reason.roll_back, before.verdict)
+            told = before.numbers if before is not None else None
+            # Asked to stop, there may be a minute left: state first, and no scores.
+            stop = told is not None and told.stop
+            last = step == tools.plan.total_steps
+            scores_due = last or (step % config.evaluation.every_steps == 0 and not stop)
+            save_due = step == stage.last_step or stop or (told is not None and told.save)
+            save_due = save_due or is_due(config.checkpoint, step, since_save_s=0.0)
+            waiting = reading
+            if scores_due or save_due:
+                now = look_at(reading, session, tools, progress)
+                waiting = None
+                if now.verdict.action is Action.roll_back:
+                    return Ending(Reason.roll_back, now.verdict)
+                stop = stop or now.numbers.stop  # nobody will look at these numbers again
+                scores_due = last or (scores_due and not stop)
+                save_due = save_due or stop or now.numbers.save
+                with tools.accounting.pause():
+                    scores = evaluate(session, tools, progress) if scores_due else {}
+                    if save_due or _is_best(scores, tools):
+                        save(session, tools, progress, scores)
+                if stop and not last:
+                    return Ending(Reason.stopped)
+            tools.watchdog.enter(Phase.data, step + 1)
     return Ending(Reason.stage_done)
 
 
@@ -160,7 +166,7 @@ def look_at(reading: Reading, session: Session, tools: Tools, progress: Progress
     numbers = reading.values()
     stage, batch = session.stage, session.stage.global_batch_size
     mean_tokens = numbers.text_tokens / batch
-    tools.accounting.add(batch, tools.flops.of_pair(session.model_config, mean_tokens))
+    tools.accounting.add(batch, tools.flops.training(session.model_config, mean_tokens, session.trains))
     progress.bad_draws += numbers.bad_draws
     check_bad_draws(tools.config, tools.plan, progress, numbers.step)
     loss_scale = session.strategy.scaler_state().get("scale") if numbers.skipped else None
@@ -179,6 +185,7 @@ def look_at(reading: Reading, session: Session, tools: Tools, progress: Progress
         tools.bar.set_postfix_str(_bar_text(record), refresh=False)
         if tools.log is not None:
             tools.log.write(record)
+            logger.info("%s", console_line(record, tools.plan.total_steps))
     tools.bar.update(1)
     return Looked(numbers, verdict)
 

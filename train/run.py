@@ -36,7 +36,8 @@ from train.in_loop import open_evaluation
 from train.loop import Ending, Progress, Reason, Tools, UnstableError, run_steps, save
 from train.model.flops import peak_flops
 from train.model.precision import check_precision, set_matmul_precision
-from train.monitoring.accounting import Accounting, gpu_hours_spent
+from train.monitoring.accounting import PROCESS_BEGAN, Accounting, gpu_hours_spent
+from train.monitoring.device_idle import DeviceIdle
 from train.monitoring.garbage_collection import SteadyGarbageCollection
 from train.monitoring.metrics import METRICS_NAME, MetricsLog, read_metrics
 from train.monitoring.profiling import StepProfiler
@@ -193,8 +194,10 @@ def make_tools(
             world_size=world.world_size,
             peak_flops=peak_flops(device_name(world.device), config.precision.name.value),
             gpu_hours=spent,
+            idle=DeviceIdle.of(world.device),
+            began=PROCESS_BEGAN,
         ),
-        flops=Flops(),
+        flops=Flops(config.loss.teacher),
         log=log,
         bar=stack.enter_context(bar),
         watchdog=stack.enter_context(Watchdog(config.watchdog, folder, world.rank, world.world_size)),
@@ -249,6 +252,7 @@ def roll_back(ending: Ending, tools: Tools, progress: Progress) -> StateFiles:
         tools.published.roll_back(state.step)
     tools.world.barrier()
     progress.step, progress.position = state.step, plan.position
+    progress.bad_draws = state.progress["bad_draws"]  # the steps after it are done again
     progress.skipped_samples = plan.position - tools.plan.samples_seen(state.step)
     tools.guard.rolled_back(state.step)
     if tools.log is not None:
@@ -264,7 +268,7 @@ def export(session: Session, tools: Tools, progress: Progress, folder: Path) -> 
     seen = plan.samples_seen(progress.step)
     card = card_of_run(folder, tools.config.data, num_samples=plan.samples_per_epoch, samples_seen=seen)
     # What a scaling law is fitted over; multiply-adds of a forward with the whole caption, as Cherti et al. 2023 count.
-    gmacs = tools.flops.of_pair(session.model_config, plan.stages[-1].context_length) / 2e9
+    gmacs = tools.flops.forward(session.model_config, plan.stages[-1].context_length).total / 2e9
     origin = {
         **provenance(),
         "run_name": tools.config.run_name,

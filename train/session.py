@@ -32,6 +32,7 @@ from train.model.resize import resized_state
 from train.model.towers import Towers
 from train.monitoring.norms import NormWatch
 from train.optimization.optimizer import build_optimizer, freeze_parameters
+from train.optimization.parameter_rules import trained_towers
 from train.stages import Stage, stage_lr
 from train.step import Note, TrainStep
 from train.strategies import Strategy, build_strategy
@@ -47,6 +48,7 @@ class Session:
         model_config: of the stage's model.
         model: as the strategy prepared it.
         ema: the running average of its weights; None without.
+        trains: whether anything of the image tower, and of the text tower, does.
     """
 
     stage: Stage
@@ -58,6 +60,7 @@ class Session:
     data: TrainingData
     train_step: TrainStep
     world: World
+    trains: tuple[bool, bool]
 
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
@@ -118,6 +121,7 @@ def open_session(
     model = build_model(local_config)
     check_trainable(model, config.model.name, config.loss)
     freeze_parameters(model, config.optimizer)
+    trains = trained_towers(model)
     # Before anything takes the model apart: a sharded one no longer knows its shapes.
     reader = resized_state(state, model, architecture_of(model_config)) if state is not None else None
     if reader is not None and reader.resized:
@@ -155,7 +159,7 @@ def open_session(
         teacher=teacher,
     )
     ema = Ema(plain, config.ema) if config.ema is not None else None
-    session = Session(stage, model_config, strategy, wrapped, optimizer, ema, data, train_step, world)
+    session = Session(stage, model_config, strategy, wrapped, optimizer, ema, data, train_step, world, trains)
     if state is not None and reader is not None:
         session.load(reader)
         strategy.load_scaler_state(state.progress["scaler"])

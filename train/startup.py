@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from crawl2clip.models import ModelConfig, architecture_of
 from train.checkpoints.state_files import StateFiles
 from train.config import Plan, TrainConfig
 from train.data.text_mask import TextMask
-from train.model.flops import describe_budget, pair_flops, total_budget
+from train.model.flops import PairFlops, context_length_of, describe_budget, pair_flops, total_budget
+from train.model.meta_model import build_on_meta
+from train.model.packed_text import packs
+from train.optimization.optimizer import freeze_parameters
+from train.optimization.parameter_rules import trained_towers
 from train.stages import Stage, budget_parts, stage_of
 
 ASSUMED_TEXT_TOKENS = 18
@@ -63,18 +68,50 @@ def check_resume(state: StateFiles, identity: dict[str, Any], plan: Plan) -> Non
 
 
 class Flops:
-    """Forward FLOPs of a pair by architecture and caption length; counted once for each whole number of tokens."""
+    """FLOPs of a pair by architecture and caption length; counted once for each whole number of tokens."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], float] = {}
+    def __init__(self, teacher: ModelConfig | None = None) -> None:
+        self._known: dict[tuple[str, int], PairFlops] = {}
+        self._teacher = teacher
 
-    def of_pair(self, model: ModelConfig, text_tokens: float) -> float:
+    def forward(self, model: ModelConfig, text_tokens: float) -> PairFlops:
         """Of one image and one caption of so many tokens, rounded."""
         architecture = architecture_of(model)
         key = json.dumps(architecture, sort_keys=True), round(text_tokens)
         if key not in self._known:
-            self._known[key] = pair_flops(architecture, text_tokens=key[1]).total
+            self._known[key] = pair_flops(architecture, text_tokens=key[1])
         return self._known[key]
+
+    def training(self, model: ModelConfig, text_tokens: float, trains: tuple[bool, bool]) -> float:
+        """Of a step on one pair, with the forward of a teacher; `trains` as `trained_towers` gives it."""
+        image_trains, text_trains = trains
+        student = self.forward(model, text_tokens).training(
+            image_trains=image_trains, text_trains=text_trains
+        )
+        return student + self.of_teacher()
+
+    def of_teacher(self) -> float:
+        """Of the teacher's forward on one pair, which reads padded captions; 0 without one."""
+        if self._teacher is None:
+            return 0.0
+        return self.forward(self._teacher, context_length_of(architecture_of(self._teacher))).total
+
+
+def budget_of(config: TrainConfig, plan: Plan, device: torch.device) -> str:
+    """What the run costs, in words."""
+    model = build_on_meta(architecture_of(config.model))
+    freeze_parameters(model, config.optimizer)
+    image_trains, text_trains = trained_towers(model)
+    packed = packs(model) is None
+    flops = total_budget(
+        budget_parts(plan.stages, architecture_of(config.model)),
+        text_tokens=ASSUMED_TEXT_TOKENS if packed else math.inf,
+        image_trains=image_trains,
+        text_trains=text_trains,
+    )
+    flops += plan.total_samples * Flops(config.loss.teacher).of_teacher()
+    cost = describe_budget(flops, device_name(device), config.precision.name.value)
+    return f"{cost}, at {ASSUMED_TEXT_TOKENS} tokens a caption" if packed else f"{cost}, with padded captions"
 
 
 def device_name(device: torch.device) -> str:
@@ -83,14 +120,12 @@ def device_name(device: torch.device) -> str:
 
 
 def log_startup(config: TrainConfig, plan: Plan, state: StateFiles | None, world: World) -> None:
-    """One block that says what is about to run."""
+    """One block that says what is about to run, on rank 0."""
+    if not world.is_main:
+        return
     ranks = f"{world.world_size} rank{'s' if world.world_size > 1 else ''}"
     now = stage_of(plan.stages, (state.step if state else 0) + 1)
     parts = config.train.accumulation_steps
-    flops = total_budget(
-        budget_parts(plan.stages, architecture_of(config.model)), text_tokens=ASSUMED_TEXT_TOKENS
-    )
-    budget = describe_budget(flops, device_name(world.device), config.precision.name.value)
     lines = {
         "run": f"{config.run_name} in {config.run_folder}",
         "model": config.model.name,
@@ -104,7 +139,7 @@ def log_startup(config: TrainConfig, plan: Plan, state: StateFiles | None, world
         "data": f"{_data_of(config)}: {plan.samples_per_epoch} samples",
         "length": f"{plan.total_steps} steps, {plan.total_samples} samples seen, "
         f"{plan.total_samples / plan.samples_per_epoch:.2f} epochs",
-        "budget": f"{budget}, at {ASSUMED_TEXT_TOKENS} tokens a caption",
+        "budget": budget_of(config, plan, world.device),
         "starts from": f"step {state.step} of {state.folder}" if state else "the beginning",
     }
     if len(plan.stages) > 1:

@@ -190,6 +190,13 @@ def test_a_signal_to_one_rank_saves_and_stops_all(settings, unbroken):
     assert same_bits(weights(stopped), weights(unbroken(2)))
 
 
+@pytest.mark.parametrize("often", ["checkpoint.every_steps=1", "evaluation.every_steps=1"])
+def test_a_signal_is_heard_where_every_step_is_saved_or_scored(settings, often):
+    stopped = settings(f"stopped-{often.split('.')[0]}", often)
+    assert on_ranks(ranks.train_and_signal, 2, stopped, 5, 1) == [STOPPED_EXIT_CODE] * 2
+    assert saved_steps(stopped)[-1] == "step_0000006"  # which told all, and whose numbers are read at once
+
+
 def test_a_nan_on_one_rank_is_skipped_by_all(settings):
     skipped = settings("skipped")
     assert on_ranks(ranks.train_with_nan, 2, skipped, 7, 1) == [0, 0]
@@ -222,7 +229,10 @@ def test_a_nan_on_one_rank_rolls_all_back_and_other_samples_follow(settings, unb
     assert records[:4] == curve(unbroken(2))[:4]
     assert records[4]["loss"] != curve(unbroken(2))[4]["loss"]  # later samples in the steps done anew
     assert all(record["loss"] is not None for record in records)
-    assert read_metrics(Path(rolled.run_folder) / "metrics.jsonl")[-1]["roll_backs"] == 1
+    last = read_metrics(Path(rolled.run_folder) / "metrics.jsonl")[-1]
+    assert last["roll_backs"] == 1
+    replaced = sum(int(path.read_text()) for path in Path(rolled.run_folder).glob("bad_*"))
+    assert last["bad_draws"] == replaced > 0
 
 
 def test_a_nan_before_the_first_checkpoint_leaves_nothing_to_roll_back_to(settings):

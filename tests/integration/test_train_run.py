@@ -328,6 +328,15 @@ def test_a_run_without_a_name(shards):
     )
 
 
+def test_a_run_that_ends_by_an_error_takes_its_workers_along(shards, tmp_path):
+    """They ignore the signal by which Python ends them, and it would wait for them for ever."""
+    status, output = finish(
+        command(*words(shards, tmp_path, "safety=stop", "data.num_workers=2", "optimizer.lr=1e30"))
+    )
+    assert status == 2
+    assert "loss is nan" in output
+
+
 def test_a_wrong_word_on_the_command_line(shards, tmp_path):
     status, output = finish(command("optimizer.learning_rate=1", *words(shards, tmp_path)))
     assert status == 2

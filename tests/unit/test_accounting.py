@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from train.monitoring.accounting import Accounting, gpu_hours_spent, peak_memory_gb
+from train.monitoring.device_idle import DeviceIdle
 
 
 class Clock:
@@ -27,18 +28,22 @@ def batches(clock, *waits_s):
         yield wait_s
 
 
+def step(accounting, samples, flops):
+    accounting.submitted()
+    accounting.add(samples=samples, flops=flops)
+
+
 def test_a_window_by_hand(clock):
     accounting = Accounting(world_size=4, peak_flops=1e12, clock=clock)
     clock.now += 60  # building the model
-    accounting.read(samples_left=0)
     for _ in accounting.waiting_for(batches(clock, 1.0, 3.0)):
         clock.now += 4.0
-        accounting.add(samples=600, forward_flops=1e9)
+        step(accounting, 600, 3e9)
     found = accounting.read(samples_left=2400)
     assert found == {
         "samples_per_s": 100.0,  # 1200 samples in 12 s
         "samples_per_s_per_gpu": 25.0,
-        "mfu": 0.075,  # 3 x 1e9 x 1200 FLOP / (12 s x 4 x 1e12)
+        "mfu": 0.075,  # 3e9 x 1200 FLOP / (12 s x 4 x 1e12)
         "data_wait_fraction": 0.3333,
         "gpu_hours": 0.08,  # 72 s x 4 / 3600
         "hours_left": 0.007,  # 12 s for 1200, so 24 s
@@ -49,17 +54,44 @@ def test_a_window_by_hand(clock):
     assert later["gpu_hours"] == 4.08
 
 
+def test_a_step_whose_numbers_are_read_late_lasts_as_long_as_it_did(clock):
+    accounting = Accounting(world_size=1, peak_flops=None, clock=clock)
+    speeds = []
+    for number, _ in enumerate(accounting.waiting_for(batches(clock, 0.0, 0.0, 0.0)), 1):
+        clock.now += 2.0
+        accounting.submitted()
+        for _ in range(
+            {1: 0, 2: 1, 3: 2}[number]
+        ):  # each is read with the next one under way, the last at once
+            accounting.add(samples=100, flops=0)
+            speeds.append(accounting.read(samples_left=0)["samples_per_s"])
+    assert speeds == [50.0] * 3
+
+
+def test_what_comes_between_two_stages_is_no_part_of_a_step(clock):
+    accounting = Accounting(world_size=1, peak_flops=None, clock=clock)
+    for _ in range(2):
+        clock.now += 500  # the model is built
+        for _ in accounting.waiting_for(batches(clock, 0.0)):
+            clock.now += 1.0
+            accounting.submitted()  # never read: a roll back
+        for _ in accounting.waiting_for(batches(clock, 0.0)):
+            clock.now += 2.0
+            step(accounting, 100, 0)
+        assert accounting.read(samples_left=0)["samples_per_s"] == 50.0
+
+
 def test_pauses_cost_hours_but_no_speed(clock):
     accounting = Accounting(world_size=2, peak_flops=None, clock=clock)
-    for _ in accounting.waiting_for(batches(clock, 0.0)):
+    for _ in accounting.waiting_for(batches(clock, 0.0, 0.0)):
         clock.now += 10
-        accounting.add(samples=50, forward_flops=1e9)
+        step(accounting, 50, 1e9)
         with accounting.pause():
             clock.now += 90
-    found = accounting.read(samples_left=50)
+    found = accounting.read(samples_left=100)
     assert (found["samples_per_s"], found["mfu"]) == (5.0, None)
-    assert found["gpu_hours"] == round(200 / 3600, 4)
-    assert found["hours_left"] == round(100 / 3600, 3)  # the rest will pause as well
+    assert found["gpu_hours"] == round(400 / 3600, 4)
+    assert found["hours_left"] == round(200 / 3600, 3)  # the rest will pause as well
 
 
 def test_a_pause_that_fails_is_counted_too(clock):
@@ -73,16 +105,71 @@ def test_a_pause_that_fails_is_counted_too(clock):
     with pytest.raises(OSError, match="full"):
         save()
     clock.now += 10
-    accounting.add(samples=50, forward_flops=0)
+    step(accounting, 50, 0)
     assert accounting.read(0)["samples_per_s"] == 5.0
 
 
-def test_stages_of_different_cost_in_one_window(clock):
+def test_steps_of_different_cost_in_one_window(clock):
     accounting = Accounting(world_size=1, peak_flops=1e12, clock=clock)
     clock.now += 1
-    accounting.add(samples=100, forward_flops=1e9)
-    accounting.add(samples=50, forward_flops=4e9)
+    step(accounting, 100, 3e9)
+    step(accounting, 50, 12e9)
     assert accounting.read(0)["mfu"] == 0.9
+
+
+class Device:
+    """A queue that works through what the host puts in; events happen when their turn comes."""
+
+    def __init__(self, clock):
+        self._clock, self.free_at = clock, clock.now
+
+    def compute(self, seconds):
+        self.free_at = max(self.free_at, self._clock.now) + seconds
+
+    def event(self):
+        return DeviceEvent(self)
+
+
+class DeviceEvent:
+    def __init__(self, device):
+        self._device = device
+
+    def record(self):
+        self._device.compute(0.0)
+        self.at = self._device.free_at
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.mark.parametrize(
+    ("loading_s", "computing_s", "idle"),
+    [(0.29, 0.284, 0.0207), (0.15, 0.11, 0.2667), (0.05, 0.2, 0.0)],
+    ids=["nearly as slow", "slower", "quicker"],
+)
+def test_waiting_costs_what_the_device_stood_idle(clock, loading_s, computing_s, idle):
+    """The loader makes a batch every so often; the host hands steps over at once and is one of them ahead."""
+    device = Device(clock)
+    accounting = Accounting(world_size=1, peak_flops=None, idle=DeviceIdle(device.event), clock=clock)
+    begun = clock.now
+
+    def loaded():
+        for number in range(200):
+            clock.now = max(clock.now, begun + loading_s * (number + 1))
+            yield number
+
+    done_before = clock.now
+    for number in accounting.waiting_for(loaded()):
+        device.compute(computing_s)
+        accounting.submitted()
+        clock.now = max(clock.now, done_before)  # the step before is read
+        done_before = device.free_at
+        if number:
+            accounting.add(samples=1, flops=0)
+        if number == 20:
+            accounting.read(samples_left=0)
+    # Of a step of max(loading, computing) the device is idle for what loading takes longer.
+    assert accounting.read(samples_left=0)["data_wait_fraction"] == pytest.approx(idle, abs=1e-3)
 
 
 def test_nothing_trained_yet(clock):

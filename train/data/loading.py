@@ -1,7 +1,7 @@
 """Worker processes of the loader: started, fed, watched; what they read comes back in order."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ def load(
     watch: WorkerWatch,
     describe: Callable[[WorkerState], str],
     rank: int,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """`read(0)` to `read(count - 1)` in order, read by worker processes.
 
     Args:
@@ -56,6 +56,8 @@ def load(
         watch: the board on which the workers note what they read, made for at least as many.
         describe: a worker and what it reads, in words.
         rank: named in messages.
+
+    Close it (`contextlib.closing`) when it is left before its end: only then do its workers end.
 
     Raises:
         DataError: what `read` raised, or a worker died or stalled.
@@ -76,13 +78,27 @@ def load(
         generator=torch.Generator().manual_seed(0),
         timeout=min(LONGEST_POLL_S, settings.stall_timeout_s / 2) if num_workers else 0,
     )
-    items = iter(loader)
-    if num_workers:
-        items = watched(items, watch, settings.stall_timeout_s, describe, rank)
-    for item in items:
-        if isinstance(item, _Failure):
-            raise DataError(item.message)
-        yield item
+    iterator = iter(loader)
+    items = watched(iterator, watch, settings.stall_timeout_s, describe, rank) if num_workers else iterator
+    ended = False
+    try:
+        for item in items:
+            if isinstance(item, _Failure):
+                raise DataError(item.message)
+            yield item
+        ended = True
+    finally:
+        if not ended:
+            _kill_workers(iterator)
+
+
+def _kill_workers(iterator: Any) -> None:
+    """Ends workers that are in the middle of something; they write nothing that a kill could leave half done.
+
+    Python ends the children of an ending process by SIGTERM, which they ignore, and waits for them without limit.
+    """
+    for worker in getattr(iterator, "_workers", []):  # none without processes
+        worker.kill()
 
 
 def _as_is(item: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,9 +111,10 @@ def decode_all(
             reader.describe,
             world.rank,
         )
-        for part in parts:
-            own.append(part)
-            bar.update(len(part.images))
+        with closing(parts):
+            for part in parts:
+                own.append(part)
+                bar.update(len(part.images))
     shares = world.all_gather_object(own)
     return MemorySource([part for share in shares for part in share], reader.seed, reader.shorten)
 

@@ -9,7 +9,8 @@ and every rank agrees, and is reported with shard, key and reason.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,8 +123,8 @@ class TrainingData:
 
     def batches(
         self, position: int, num_steps: int, global_batch_size: int, image_size: int
-    ) -> Iterator[Batch]:
-        """This rank's rows of the next `num_steps` batches from `position` on.
+    ) -> Generator[Batch, None, None]:
+        """This rank's rows of the next `num_steps` batches from `position` on; to be closed when left early.
 
         Args:
             position: samples that the run has drawn before, over all ranks.
@@ -141,11 +142,11 @@ class TrainingData:
 
         in_memory = isinstance(self._source, MemorySource)
         settings = loader_settings(self._config, self._world, in_process=in_memory)
-        for batch in load(
-            read, num_steps, settings, self._reader.watch, self._reader.describe, self._world.rank
-        ):
-            self._note(batch.bad_draws)
-            yield batch
+        items = load(read, num_steps, settings, self._reader.watch, self._reader.describe, self._world.rank)
+        with closing(items):
+            for batch in items:
+                self._note(batch.bad_draws)
+                yield batch
 
     def reading(self) -> tuple[str, str] | None:
         """Shard and key of the sample that the first busy worker is at: for a report of a hang."""

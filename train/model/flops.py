@@ -196,16 +196,21 @@ def total_budget(
 
     Args:
         architectures_and_samples: see `train.stages.budget_parts`.
-        text_tokens: mean tokens of a caption as computed; cut to each stage's context length.
+        text_tokens: mean tokens of a caption as computed; cut to each stage's context length, so infinity is padded.
         image_trains: false for an image tower that is frozen whole.
         text_trains: false for a text tower that is frozen whole.
     """
     total = 0.0
     for architecture, samples in architectures_and_samples:
-        tokens = min(text_tokens, architecture["text_cfg"].get("context_length", 77))
+        tokens = min(text_tokens, context_length_of(architecture))
         pair = pair_flops(architecture, text_tokens=tokens)
         total += samples * pair.training(image_trains=image_trains, text_trains=text_trains)
     return total
+
+
+def context_length_of(architecture: dict[str, Any]) -> int:
+    """Tokens of a padded caption of an open_clip model_cfg."""
+    return architecture["text_cfg"].get("context_length", 77)
 
 
 def _on_meta_device(architecture: dict[str, Any], tokens: int) -> Any:

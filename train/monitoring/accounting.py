@@ -1,21 +1,25 @@
 """What a run costs and how fast it goes: samples/s, MFU, waiting for data, memory, GPU-hours, time left.
 
-Speed is of a window, from one reading to the next, without the pauses in it (evaluation, checkpoints);
-GPU-hours count everything from the start of the process, pauses and start-up too, and go on over restarts.
+Speed is of a window of whole steps, without the pauses in it (evaluation, checkpoints). A step's numbers are read
+when the next one is under way, so it is the moment of its own end that counts, not that of the reading.
+GPU-hours count everything, pauses and start-up too, and go on over restarts.
 Every number is made from a clock that the caller may give, so that all of it can be worked out by hand.
 """
 
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
-TRAIN_FLOPS_PER_FORWARD = 3.0
-"""Backward costs two forwards (Kaplan et al. 2020, section 2.1); what checkpointing computes again is not counted."""
+from train.monitoring.device_idle import DeviceIdle
+
+PROCESS_BEGAN = time.perf_counter()
+"""When the trainer was imported: shards are looked for and ranks meet only after it, and that costs GPU-hours too."""
 
 T = TypeVar("T")
 
@@ -27,6 +31,8 @@ class Accounting:
         world_size: processes, one for each GPU.
         peak_flops: FLOP/s that one device could do in the run's precision, dense; None where unknown: no MFU.
         gpu_hours: spent before this process started, see `gpu_hours_spent`.
+        idle: tells what waiting for data cost the device; by default all of it.
+        began: when this process did, on the clock; by default now.
         clock: seconds that only ever grow.
     """
 
@@ -36,40 +42,59 @@ class Accounting:
         world_size: int,
         peak_flops: float | None,
         gpu_hours: float = 0.0,
+        idle: DeviceIdle | None = None,
+        began: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._world_size, self._peak_flops, self._clock = world_size, peak_flops, clock
         self._gpu_hours_before = gpu_hours
-        self._started = self._window_start = clock()
+        self._idle = idle or DeviceIdle(None)
+        self._started = clock() if began is None else began
         self._first_step: float | None = None
+        self._lost: Callable[[], float] = lambda: 0.0  # to the data of the step that is being handed over
+        self._steps: deque[tuple[float, Callable[[], float]]] = (
+            deque()
+        )  # handed over, their numbers not read yet
+        self._paused_s = 0.0
+        self._window_start = self._window_end = clock()  # on the clock that stands still in pauses
         self._samples = self._window_samples = 0
-        self._window_flops = self._window_waited_s = self._window_paused_s = 0.0
+        self._window_flops = self._window_waited_s = 0.0
         self._last: dict[str, float | None] | None = None
 
     def waiting_for(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, with the time each took to arrive counted as waiting for data."""
+        """The items, with what waiting for each costs; begins a window, so nothing before it counts as a step's."""
         iterator = iter(items)
+        asked = self._clock()
+        if self._first_step is None:
+            self._first_step = asked
+        self._steps.clear()
+        self._begin_window(self._running())
         while True:
             asked = self._clock()
-            if self._first_step is None:
-                self._first_step = asked
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._window_waited_s += self._clock() - asked
+            self._lost = self._idle.begins(self._clock() - asked)
             yield item
 
-    def add(self, samples: int, forward_flops: float) -> None:
-        """Counts a step.
+    def submitted(self) -> None:
+        """To be called when a step is handed to the device; on a CPU that is when it is done."""
+        self._idle.ends()
+        self._steps.append((self._running(), self._lost))
+
+    def add(self, samples: int, flops: float) -> None:
+        """Counts the oldest step that was submitted and not counted yet; its numbers have arrived.
 
         Args:
             samples: of the global batch.
-            forward_flops: of one sample in both towers, `flops.PairFlops.total`; may change from stage to stage.
+            flops: of training on one sample, `flops.PairFlops.training`; may change from step to step.
         """
+        self._window_end, lost = self._steps.popleft()
+        self._window_waited_s += lost()
         self._samples += samples
         self._window_samples += samples
-        self._window_flops += TRAIN_FLOPS_PER_FORWARD * forward_flops * samples
+        self._window_flops += flops * samples
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -78,10 +103,10 @@ class Accounting:
         try:
             yield
         finally:
-            self._window_paused_s += self._clock() - paused
+            self._paused_s += self._clock() - paused
 
     def read(self, samples_left: int) -> dict[str, float | None]:
-        """Closes the window and gives its numbers; the same speed again when nothing was trained since.
+        """Closes the window after the last counted step and gives its numbers; again the same when there is none since.
 
         Args:
             samples_left: samples until the end of the run.
@@ -91,9 +116,8 @@ class Accounting:
             their peak is unknown; data_wait_fraction, 0 to 1; gpu_hours since the run's first start; hours_left at
             the pace of this process so far, evaluation and checkpoints included, None before the first sample.
         """
-        now = self._clock()
         if self._window_samples or self._last is None:
-            elapsed = max(now - self._window_start - self._window_paused_s, 1e-9)
+            elapsed = max(self._window_end - self._window_start, 1e-9)
             speed = self._window_samples / elapsed
             self._last = {
                 "samples_per_s": round(speed, 2),
@@ -101,13 +125,20 @@ class Accounting:
                 "mfu": self._mfu(elapsed),
                 "data_wait_fraction": round(min(self._window_waited_s / elapsed, 1.0), 4),
             }
-            self._window_start, self._window_samples = now, 0
-            self._window_flops = self._window_waited_s = self._window_paused_s = 0.0
+            self._begin_window(self._window_end)
         return {
             **self._last,
             "gpu_hours": round(self.gpu_hours(), 4),
             "hours_left": self._hours_left(samples_left),
         }
+
+    def _running(self) -> float:
+        return self._clock() - self._paused_s
+
+    def _begin_window(self, at: float) -> None:
+        self._window_start = self._window_end = at
+        self._window_samples = 0
+        self._window_flops = self._window_waited_s = 0.0
 
     def gpu_hours(self) -> float:
         """GPU-hours of the run so far: of the processes before this one, and wall time times ranks since."""
