@@ -25,7 +25,7 @@ from train.data.text_mask import TextMask, shorten_texts
 from train.data.training_data import Samples, TrainingData, build_data
 from train.losses.loss import LossName, build_loss, check_trainable
 from train.losses.teacher import build_teacher
-from train.model.compute import apply_compute, blocks_of
+from train.model.compute import apply_compute, blocks_of, check_repeatable
 from train.model.ema import Ema
 from train.model.precision import PrecisionName, autocast, convert_to_float8
 from train.model.resize import resized_state
@@ -136,6 +136,8 @@ def open_session(
     towers = Towers(model)
     if config.precision.name is PrecisionName.float8:
         convert_to_float8(blocks_of(model))
+    if config.train.accumulation_steps > 1:
+        check_repeatable(model, config.compute)
     apply_compute(model, config.compute)
     strategy = build_strategy(config.strategy, config.precision, config.compute, world)
     wrapped, optimizer = strategy.prepare(towers, lambda plain: build_optimizer(plain, config.optimizer))

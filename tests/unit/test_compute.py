@@ -1,11 +1,13 @@
 """Blocks found in any model; checkpointed and compiled blocks give the outputs and gradients of plain ones."""
 
+import copy
 import logging
 from contextlib import contextmanager
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from timm.layers.drop import DropPath
 from torch import nn
 
 from crawl2clip.config import CONFIG_DIR
@@ -16,6 +18,7 @@ from train.model.compute import (
     ComputeConfig,
     apply_compute,
     blocks_of,
+    check_repeatable,
     statistics_kept,
 )
 
@@ -209,6 +212,21 @@ def test_a_model_without_blocks_is_left_and_said_so(caplog):
         apply_compute(model, config("block", "full"))
     assert "no repeated blocks found in Sequential" in caplog.text
     assert "forward" not in model[0].__dict__
+
+
+@pytest.mark.parametrize(("compile", "mode"), [("block", "none"), ("none", "full")])
+def test_dropout_in_micro_batches_needs_one_of_the_two_off(compile, mode):
+    check_repeatable(TextTower(dropout=0.0), config("block", "full"))
+    check_repeatable(TextTower(), config(compile, mode))
+    with pytest.raises(ConfigError, match=r"accumulation_steps above 1 .* block blocks.0 drops out"):
+        check_repeatable(TextTower(), config("block", "full"))
+
+
+def test_depth_that_is_dropped_is_dropout_too():
+    block = nn.Sequential(nn.Linear(32, 32), DropPath(0.1))
+    model = nn.ModuleDict({"visual": nn.Sequential(block, copy.deepcopy(block))})
+    with pytest.raises(ConfigError, match="drops out"):
+        check_repeatable(model, config("block", "selective"))
 
 
 def test_compiled_checkpointed_batch_norm_is_refused():

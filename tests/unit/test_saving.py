@@ -26,7 +26,9 @@ from train.checkpoints.checkpoint_folder import (
     find_newest,
     list_checkpoints,
     remove_checkpoint,
+    replaced_path,
     steps_to_keep,
+    temporary_path,
 )
 from train.checkpoints.saving import SaveConfig, Saver, is_due
 from train.checkpoints.state import Piece
@@ -292,6 +294,14 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     (left / FILE).write_bytes(b"half")
     assert newest(tmp_path, repair=False).step == 10
     assert left.exists()
+    assert newest(tmp_path).step == 10
+    assert names(tmp_path) == ["step_0000010"]
+
+
+def test_a_checkpoint_whose_successor_did_not_come_is_put_back(tmp_path):
+    """Killed between two renames, the only checkpoint of a run would be lost."""
+    save(tmp_path, 10)
+    (tmp_path / "step_0000010").rename(replaced_path(temporary_path(tmp_path / "step_0000010", "abcd1234-1")))
     assert newest(tmp_path).step == 10
     assert names(tmp_path) == ["step_0000010"]
 

@@ -14,6 +14,7 @@ from crawl2clip.distributed import World, single_process
 from crawl2clip.errors import DataError
 from train.checkpoints.state_files import StateFiles
 
+_REPLACED_SUFFIX = "-replaced"
 _BROKEN_SUFFIX = ".broken"
 _TEMPORARY_MARK = ".tmp-"
 
@@ -68,6 +69,11 @@ def temporary_path(target: Path, token: str) -> Path:
     return target.with_name(f"{target.name}{_TEMPORARY_MARK}{token}")
 
 
+def replaced_path(temporary: Path) -> Path:
+    """Where the checkpoint stands that a temporary one is about to replace; `find_newest` puts it back if it does not."""
+    return temporary.with_name(temporary.name + _REPLACED_SUFFIX)
+
+
 def find_newest(
     folder: Path, *, repair: bool, world: World | None = None, up_to: int | None = None
 ) -> StateFiles | None:
@@ -90,7 +96,11 @@ def find_newest(
     world = single_process() if world is None else world
     if repair and world.is_main:
         for leftover in folder.glob(f"step_*{_TEMPORARY_MARK}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            target = folder / leftover.name.partition(_TEMPORARY_MARK)[0]
+            if leftover.name.endswith(_REPLACED_SUFFIX) and not target.exists():
+                leftover.rename(target)  # the one that was to come in its place did not
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
     names = [path.name for path in list_checkpoints(folder)] if world.is_main else None
     names = world.all_gather_object(names)[0]
     broken: dict[Path, str] = {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from crawl2clip.errors import DataError
 from crawl2clip.files import flush_to_disk
-from train.checkpoints.checkpoint_folder import temporary_path
+from train.checkpoints.checkpoint_folder import replaced_path, temporary_path
 from train.checkpoints.state_manifest import missing_ranks, write_manifest
 from train.checkpoints.state_parts import StagedPart, write_part
 
@@ -147,9 +147,9 @@ class CheckpointWrite:
 
     def _commit(self) -> None:
         write_manifest(self._temporary, self._world_size, self._about)
-        replaced = self._temporary.with_name(f"{self._temporary.name}-replaced")
+        replaced = replaced_path(self._temporary)
         if self._target.exists():
-            os.rename(self._target, replaced)  # killed right here, the run goes on from the one before
+            os.rename(self._target, replaced)
         os.rename(self._temporary, self._target)
         flush_to_disk(self._target.parent)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -141,6 +141,35 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def check_repeatable(model: nn.Module, config: ComputeConfig) -> None:
+    """Refuses blocks whose forward would not draw the same random numbers a second time, as micro-batches need.
+
+    A step of several micro-batches runs each forward twice, first without gradient. Compiled, a block that checkpoints
+    is another program then, which draws in another order.
+
+    Raises:
+        ConfigError: compiled, checkpointed blocks that drop out.
+    """
+    if config.compile is Compile.none or config.activation_checkpointing is ActivationCheckpointing.none:
+        return
+    for name, block in blocks_of(model).items():
+        if any(map(_drops_out, block.modules())):
+            raise ConfigError(
+                f"train.accumulation_steps above 1 with compute.compile={config.compile.value} and compute."
+                f"activation_checkpointing={config.activation_checkpointing.value}: block {name} drops out, and its two "
+                "forwards would drop different numbers, so gradients would be wrong; set one of the two to none, or "
+                "train.accumulation_steps=1"
+            )
+
+
+def _drops_out(module: nn.Module) -> bool:
+    """Of torch's kinds of dropout, and of timm's DropPath."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.dropout > 0
+    chance = getattr(module, "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "drop_prob", 0.0)
+    return isinstance(chance, float) and chance > 0
+
+
 def _lists_in(block: nn.Module) -> Iterator[tuple[str, Any]]:
     """A block that is itself a list of blocks, or those it holds; each with the path to it."""
     if _repeats(block):
