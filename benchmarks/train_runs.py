@@ -177,8 +177,7 @@ def _watch(
 def _figures(windows: list[Window], meter: _Meter, peak_gpu_gb: float, batch: int, skip: int) -> Run:
     if not windows:
         raise SystemExit("the run wrote no line of its log")
-    # The last line of ours is written without a step between it and the one before.
-    steady = [window for window in windows[:-1] if window.samples_seen > skip * batch] or windows
+    steady = [window for window in windows if window.samples_seen > skip * batch] or windows
     marks = [mark for mark in meter.marks if mark[0] > skip * batch]
     cpu_ms = float("nan")
     if len(marks) > 1 and marks[-1][0] > marks[0][0]:

@@ -87,6 +87,7 @@ def command(config_name: str, schema: type[T], run: Callable[[T, DictConfig], in
         sys.exit(run(typed(config, schema), config) or 0)
 
     try:
+        _check_choices(sys.argv[1:])
         main()
     except Crawl2ClipError as error:
         _fail(str(error))
@@ -97,6 +98,22 @@ def command(config_name: str, schema: type[T], run: Callable[[T, DictConfig], in
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _check_choices(words: list[str]) -> None:
+    """Refuses true and false where a file of configs/ is to be chosen; Hydra answers with a traceback.
+
+    Raises:
+        ConfigError: naming the files.
+    """
+    for word in words:
+        name, _, value = word.partition("=")
+        group = CONFIG_DIR / name.lstrip("+")
+        if name and value.lower() in ("true", "false") and group.is_dir():
+            known = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+            raise ConfigError(
+                f"{word}: {name} takes the name of a file in configs/{name}; give one of {known}, or null"
+            )
 
 
 def explain(error: Exception) -> str:

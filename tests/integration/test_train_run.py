@@ -259,15 +259,19 @@ def finish(process):
     return process.returncode, output
 
 
+def wait_for_records(process, folder, count):
+    deadline = time.monotonic() + 120
+    while len(read_metrics(folder / "metrics.jsonl")) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(shards, tmp_path):
     long = words(shards, tmp_path, "train.epochs=100000", "train.log_every_steps=1", "data.num_workers=1")
     process = command(*long)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "metrics.jsonl").exists() or len(read_metrics(tmp_path / "metrics.jsonl")) < 5:
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for_records(process, tmp_path, 5)
         process.send_signal(signal.SIGTERM)
         status, output = finish(process)
     finally:
@@ -335,6 +339,21 @@ def test_a_run_that_ends_by_an_error_takes_its_workers_along(shards, tmp_path):
     )
     assert status == 2
     assert "loss is nan" in output
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_their_workers(shards, tmp_path, monkeypatch):
+    # Or torchrun would kill what does not end by itself, and the test would show nothing.
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
+    long = words(shards, tmp_path, "train.epochs=100000", "train.log_every_steps=1", "data.num_workers=1")
+    process = command(*long, ranks=2)
+    try:
+        wait_for_records(process, tmp_path, 5)
+        os.kill(read_json(tmp_path / "heartbeat" / "rank_00001.json")["pid"], signal.SIGKILL)
+        status, output = finish(process)
+    finally:
+        process.kill()
+    assert status == 1
+    assert "SIGKILL" in output
 
 
 def test_a_wrong_word_on_the_command_line(shards, tmp_path):

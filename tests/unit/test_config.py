@@ -58,6 +58,9 @@ hydra: {run: {dir: .}, output_subdir: null, job: {chdir: false}}
 @pytest.fixture
 def toy(tmp_path):
     (tmp_path / "toy.yaml").write_text(TOY)
+    (tmp_path / "kinds").mkdir()
+    for name in ("small", "big"):
+        (tmp_path / "kinds" / f"{name}.yaml").write_text("")
     (tmp_path / "toy.py").write_text(textwrap.dedent(COMMAND))
 
     def run(*words):
@@ -87,6 +90,10 @@ def test_a_command_runs_with_typed_settings_and_returns_its_status(toy):
         ([], "settings without a value: folder; give each on the command line, for example folder=..."),
         (["folder=x", "inner.learning_rate=-1"], "inner.learning_rate is -1.0; give 0 or more"),
         (["folder=x", "inner.learning_rate=fast"], "'fast' of type 'str' could not be converted to Float"),
+        (
+            ["folder=x", "kinds=true"],
+            "kinds takes the name of a file in configs/kinds; give one of big, small, or",
+        ),
         (["folder=x", "inner.kind=huge"], "expected one of [small, large]"),
     ],
 )

@@ -70,7 +70,7 @@ def temporary_path(target: Path, token: str) -> Path:
 
 
 def replaced_path(temporary: Path) -> Path:
-    """Where the checkpoint stands that a temporary one is about to replace; `find_newest` puts it back if it does not."""
+    """Where a checkpoint waits while a temporary one takes its place; `find_newest` puts it back if that never came."""
     return temporary.with_name(temporary.name + _REPLACED_SUFFIX)
 
 

@@ -156,9 +156,9 @@ def check_repeatable(model: nn.Module, config: ComputeConfig) -> None:
         if any(map(_drops_out, block.modules())):
             raise ConfigError(
                 f"train.accumulation_steps above 1 with compute.compile={config.compile.value} and compute."
-                f"activation_checkpointing={config.activation_checkpointing.value}: block {name} drops out, and its two "
-                "forwards would drop different numbers, so gradients would be wrong; set one of the two to none, or "
-                "train.accumulation_steps=1"
+                f"activation_checkpointing={config.activation_checkpointing.value}: block {name} drops out, and its "
+                "two forwards would drop different numbers, so gradients would be wrong; set one of the two to none, "
+                "or train.accumulation_steps=1"
             )
 
 
