@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from evaluation_sets import write_classification, write_retrieval
 from hydra import compose, initialize_config_dir
 from object_server import ObjectServer, s3_environment
 from omegaconf import OmegaConf
@@ -29,8 +31,10 @@ from crawl2clip.shards import ShardWriter
 from evaluate.config import SuiteConfig
 from evaluate.data.datasets import DatasetConfig, Task
 from evaluate.data.prompts import CLASS_NAMES_FILE, TEMPLATES_FILE
+from evaluate.tasks.few_shot import FewShotConfig
 from train.checkpoints.checkpoint_folder import find_newest
 from train.config import TrainConfig
+from train.in_loop import evaluate_live, open_evaluation
 from train.monitoring.metrics import read_metrics
 from train.run import run, train
 from train.stop_signal import STOPPED_EXIT_CODE
@@ -152,6 +156,40 @@ def test_a_run_learns_is_scored_and_exported_for_open_clip(shards, scored, tmp_p
     written = read_json(tmp_path / "export" / "open_clip_config.json")["provenance"]["training"]
     assert written["samples_seen"] == 320
     assert written["gmacs_per_sample"] == pytest.approx(1e-9 * hand_counted_macs(), rel=0.02)
+
+
+def test_retrieval_and_few_shot_while_training_are_what_evaluation_gives_the_exported_model(shards, tmp_path):
+    data_root = tmp_path / "evaluation"
+    for split in ("train", "test"):
+        write_classification(data_root / "things", split=split, seed=len(split))
+    write_retrieval(data_root / "pictures")
+    config = settings(
+        shards, tmp_path / "run", "evaluation.every_steps=2", f"evaluation.data_root={data_root}",
+        "evaluation.num_workers=0", "train.epochs=1", "schedule.warmup_steps=1",
+    )  # fmt: skip
+    suite = SuiteConfig(
+        name="loop",
+        datasets={
+            "things": DatasetConfig(tasks=[Task.few_shot], metric="acc1"),
+            "pictures": DatasetConfig(tasks=[Task.retrieval], metric="image_retrieval_recall@5"),
+        },
+        few_shot=FewShotConfig(shots=[2], seeds=[0, 1, 2], one_shot_l2=1.0),
+    )
+    config.evaluation.suite = suite
+    assert train(config, single_process()) == 0
+    records = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" not in record]
+    assert [record["step"] for record in records] == [2, 4]
+    exported = replace(config.model, pretrained=str(tmp_path / "run" / "export"))
+    after = evaluate_live(
+        build_model(exported),
+        exported,
+        open_evaluation(config.evaluation, single_process()),
+        config.evaluation,
+        config.precision,
+        single_process(),
+    )
+    assert {name.split("/")[2] for name in after} == {"few_shot", "retrieval"}
+    assert {name: records[1][name] for name in after} == pytest.approx(after)
 
 
 def test_bfloat16_follows_float32(shards, tmp_path):
