@@ -32,7 +32,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: _HOPPER)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(varlen, "_cudnn_version_and_major_capability", lambda _: (None, _HOPPER[0]))
+    monkeypatch.setattr(varlen, "_cudnn_version_and_major_capability", lambda _: (92600, _HOPPER[0]))
     monkeypatch.setattr(torch.Tensor, "pin_memory", _pin)
     monkeypatch.setattr(torch.Tensor, "backward", _backward)
     with FakeTensorMode(allow_non_fake_inputs=True):

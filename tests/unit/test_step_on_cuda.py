@@ -137,3 +137,18 @@ def test_compiled_blocks_are_traced_once_for_all_lengths(kernel, monkeypatch):
     # A block whose rows come in bfloat16 and one with float32, and the last block of either tower.
     assert graphs == [4] * 5
     assert not counters["graph_break"]
+
+
+def test_packed_captions_take_flash_attention_though_torch_prefers_cudnn_on_hopper(monkeypatch):
+    from torch.nn.attention import varlen
+
+    select, chosen = varlen._select_backend, []
+
+    def note(*arguments, **named):
+        chosen.append(select(*arguments, **named))
+        return chosen[-1]
+
+    monkeypatch.setattr(varlen, "_select_backend", note)
+    with fake_cuda(monkeypatch):
+        take_steps(open_on_cuda(monkeypatch, "precision=bf16"), 1)
+    assert set(chosen) == {varlen._FLASH_ATTENTION_BACKEND}

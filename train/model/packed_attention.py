@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _KERNEL_ROWS = 128  # queries that a block of FlashAttention's forward takes at a time
 
@@ -169,11 +170,16 @@ def _attend_in_kernel(
     # The bounds only size the kernel's grid, by blocks of up to 128 rows: one number for all captions of CLIP's
     # length, so that nothing is compiled again, and powers of two above.
     bound = 1 << math.ceil(math.log2(max(layout.longest, _KERNEL_ROWS)))
-    if not pooled:
-        out = varlen_attn(query, key, value, layout.starts, layout.starts, bound, bound, window_size=(-1, 0))
-        return cast(torch.Tensor, out)  # a pair only when more is asked for
-    captions = torch.arange(len(layout.starts), dtype=torch.int32, device=query.device)
-    return cast(torch.Tensor, varlen_attn(query, key, value, captions, layout.starts, 1, bound))
+    # Not cuDNN's, which torch prefers on Hopper and which may plan anew for every number of rows.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        if pooled:
+            captions = torch.arange(len(layout.starts), dtype=torch.int32, device=query.device)
+            out = varlen_attn(query, key, value, captions, layout.starts, 1, bound)
+        else:
+            out = varlen_attn(
+                query, key, value, layout.starts, layout.starts, bound, bound, window_size=(-1, 0)
+            )
+    return cast(torch.Tensor, out)  # a pair only when more is asked for
 
 
 @torch.compiler.assume_constant_result  # or the compiler traces what is asked of the driver
