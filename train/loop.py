@@ -45,6 +45,7 @@ class Progress:
     position: int = 0  # place in the sample stream of the next batch
     skipped_samples: int = 0  # places that roll backs left out
     bad_draws: int = 0  # samples that had to be replaced
+    bad_reasons: dict[str, int] = field(default_factory=dict)  # of them; older checkpoints have none
     gpu_hours: float = 0.0
     guard: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)  # of fp16
@@ -167,7 +168,9 @@ def look_at(reading: Reading, session: Session, tools: Tools, progress: Progress
     stage, batch = session.stage, session.stage.global_batch_size
     mean_tokens = numbers.text_tokens / batch
     tools.accounting.add(batch, tools.flops.training(session.model_config, mean_tokens, session.trains))
-    progress.bad_draws += numbers.bad_draws
+    progress.bad_draws += sum(numbers.bad_draws.values())
+    so_far = progress.bad_reasons
+    progress.bad_reasons = {name: so_far.get(name, 0) + count for name, count in numbers.bad_draws.items()}
     check_bad_draws(tools.config, tools.plan, progress, numbers.step)
     loss_scale = session.strategy.scaler_state().get("scale") if numbers.skipped else None
     verdict = tools.guard.judge(numbers, loss_scale)
@@ -238,8 +241,8 @@ def check_bad_draws(config: TrainConfig, plan: Plan, progress: Progress, step: i
     if drawn >= min(plan.samples_per_epoch, 1000) and progress.bad_draws > limit * drawn:
         raise DataError(
             f"{progress.bad_draws} of {drawn} samples drawn up to step {step} had to be replaced, more than "
-            f"data.max_bad_fraction={limit}; the log names them with shard, key and reason: repair the shards, or "
-            "raise the limit"
+            f"data.max_bad_fraction={limit}; metrics.jsonl counts them by reason and the log names the first of "
+            "each with shard and key: repair the shards, or raise the limit"
         )
 
 
@@ -259,6 +262,7 @@ def step_record(numbers: StepNumbers, tools: Tools, progress: Progress, stage: i
         **tools.accounting.read(plan.total_samples - seen),
         "peak_memory_gb": peak_memory_gb(tools.world.device),
         "bad_draws": progress.bad_draws,
+        **{f"bad_draws/{reason}": count for reason, count in progress.bad_reasons.items()},
         "skipped_steps": tools.guard.skipped,
         "roll_backs": tools.guard.roll_backs,
         **numbers.norms,

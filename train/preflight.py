@@ -126,8 +126,9 @@ def check_memory(
     if device_bytes and estimate.total > _TIGHT * device_bytes:
         report.warnings.append(
             f"a rank is estimated to need {estimate.total / 1e9:.1f} GB and its device has {device_bytes / 1e9:.1f} "
-            "GB; give a smaller train.global_batch_size or more ranks, compute.activation_checkpointing=full, or a "
-            "sharding strategy"
+            "GB; give more ranks, compute.activation_checkpointing=selective or full, train.accumulation_steps=2 or "
+            "more (the whole batch's loss and gradient stay exact, forward is computed twice), a sharding strategy, "
+            "or, which is another training, a smaller train.global_batch_size"
         )
     return estimate
 

@@ -252,7 +252,9 @@ def roll_back(ending: Ending, tools: Tools, progress: Progress) -> StateFiles:
         tools.published.roll_back(state.step)
     tools.world.barrier()
     progress.step, progress.position = state.step, plan.position
-    progress.bad_draws = state.progress["bad_draws"]  # the steps after it are done again
+    # The steps after it are done again.
+    done = Progress.of(state)
+    progress.bad_draws, progress.bad_reasons = done.bad_draws, done.bad_reasons
     progress.skipped_samples = plan.position - tools.plan.samples_seen(state.step)
     tools.guard.rolled_back(state.step)
     if tools.log is not None:

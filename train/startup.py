@@ -37,6 +37,8 @@ def identity_of(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "model.name": config.model.name,
         "model.architecture": hashlib.sha256(architecture.encode()).hexdigest()[:16],
         "usable samples of the data": plan.samples_per_epoch,
+        "data.shuffle_window_shards": config.data.shuffle_window_shards,
+        "shares of data.sources": _shares(config),
         "train.global_batch_size": config.train.global_batch_size,
         "seed": config.seed,
         "optimizer.name": config.optimizer.name.value,
@@ -45,15 +47,28 @@ def identity_of(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _shares(config: TrainConfig) -> list[float] | None:
+    """Of the samples drawn; None where they follow from the sizes. One in 65,536 is the least that weights tell."""
+    weights = [source.weight for source in config.data.source_list if source.weight is not None]
+    return [round(weight / sum(weights), 6) for weight in weights] if len(weights) > 1 else None
+
+
 def check_resume(state: StateFiles, identity: dict[str, Any], plan: Plan) -> None:
     """Refuses to go on from a run whose steps were not the ones this run would have done.
+
+    What a checkpoint of an earlier version does not tell is not compared: those have no order of the data.
 
     Raises:
         ConfigError: naming each setting that differs, with both values.
     """
     then = state.identity
-    differ = [name for name in sorted(identity.keys() | then.keys()) if identity.get(name) != then.get(name)]
-    listed = [f"{name}: checkpoint {then.get(name)}, now {identity.get(name)}" for name in differ]
+    unknown = sorted(identity.keys() - then.keys())
+    if unknown:
+        logger.info(
+            "%s does not tell %s; they are taken to be as they were", state.folder, ", ".join(unknown)
+        )
+    differ = [name for name in sorted(then) if identity.get(name) != then[name]]
+    listed = [f"{name}: checkpoint {then[name]}, now {identity.get(name)}" for name in differ]
     position = state.progress["position"] - state.progress["skipped_samples"]
     planned = plan.samples_seen(state.step)
     if not listed and position != planned:

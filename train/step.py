@@ -6,6 +6,7 @@ device: where the loss or the gradient of any rank is not finite, the optimizer 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 
 from crawl2clip.distributed import World
 from train.augmentation.augment import BatchAugment
+from train.data.decode import BAD_SAMPLE_REASONS
 from train.data.sample_order import derive_seed
 from train.data.sample_reader import Batch
 from train.losses.loss import Loss, Outputs
@@ -44,7 +46,7 @@ class StepNumbers:
     grad_norm: float  # L2, over all parameters, before clipping
     logit_scale: float  # that the loss was computed with
     skipped: bool  # loss or gradient not finite: weights and optimizer state are as before
-    bad_draws: int  # samples of the global batch that had to be replaced
+    bad_draws: dict[str, int]  # samples of the global batch that had to be replaced, by reason; all are named
     text_tokens: int  # of the global batch's captions as computed: without padding where captions are packed
     stop: bool  # whether a signal reached any rank
     save: bool  # whether rank 0's clock asks for a checkpoint
@@ -69,7 +71,9 @@ class Reading:
         """The numbers; waits until the device has done this step."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, stop, save, bad_draws, text_tokens, grad_norm, scale, skip, *norms = self._host.tolist()
+        loss, stop, save, text_tokens, *rest = self._host.tolist()
+        replaced = [round(rest.pop(0)) for _ in BAD_SAMPLE_REASONS]
+        grad_norm, scale, skip, *norms = rest
         return StepNumbers(
             step=self._step,
             lr=self._lr,
@@ -77,7 +81,7 @@ class Reading:
             grad_norm=grad_norm,
             logit_scale=scale,
             skipped=skip > 0,
-            bad_draws=round(bad_draws),
+            bad_draws=dict(zip(BAD_SAMPLE_REASONS, replaced, strict=True)),
             text_tokens=round(text_tokens),
             stop=stop > 0,
             save=save > 0,
@@ -144,7 +148,8 @@ class TrainStep:
         else:
             loss, scale = self._in_parts(parts, step)
         grad_norm = self.strategy.clip_gradients(self.model, self.max_grad_norm)
-        told = [float(stop), float(save), float(len(batch.bad_draws)), float(sum(map(num_tokens, texts)))]
+        reasons = Counter(draw.reason for draw in batch.bad_draws)
+        told = [stop, save, sum(map(num_tokens, texts)), *(reasons[reason] for reason in BAD_SAMPLE_REASONS)]
         return self._update(step, lr, loss, scale, grad_norm, told)
 
     def _at_once(
@@ -205,13 +210,15 @@ class TrainStep:
         loss: torch.Tensor,
         scale: torch.Tensor,
         grad_norm: torch.Tensor,
-        told: list[float],
+        told: list[int],
     ) -> Reading:
         """The optimizer's step, unless a number is not finite; and everything that was measured, float64."""
         device = loss.device
-        # Fills, not copies: a copy from the host would wait for the device.
-        own = [torch.full((), value, dtype=torch.float64, device=device) for value in told]
-        summed = self.world.all_reduce_sum(torch.stack([loss.double().reshape(()), *own]))
+        own = torch.zeros(len(told), dtype=torch.float64, device=device)
+        for place, value in enumerate(told):
+            if value:  # nearly all are zero
+                own[place].fill_(value)  # not a copy: one from the host would wait for the device
+        summed = self.world.all_reduce_sum(torch.cat([loss.double().reshape(1), own]))
         summed[0] /= self.world.world_size
         skip = skip_flag(summed[0], grad_norm)
         self.note(Phase.optimizer, step)

@@ -1,5 +1,6 @@
 """Every composed training config: it composes, its settings fit together, and its model can be built."""
 
+import re
 from pathlib import Path
 
 import open_clip
@@ -11,6 +12,7 @@ from crawl2clip.config import CONFIG_DIR
 from crawl2clip.models import architecture_of
 from evaluate.config import register_zoo
 from train.config import make_plan, validate
+from train.dry_run import dry_run
 from train.losses.loss import check_trainable
 from train.model.meta_model import build_on_meta
 from train.optimization.optimizer import build_optimizer, freeze_parameters
@@ -62,6 +64,44 @@ def test_every_experiment(experiment):
     check(config, 64)
     plan = make_plan(config, 3_000_000_000, 64)
     assert 0 < config.schedule.warmup_steps < plan.total_steps
+
+
+MACHINES = re.compile(r"^# Memory: +(\d+) x (\d+) GPUs of (\d+) GB: ([\d.]+) GB each, by a dry run", re.M)
+COMMAND = re.compile(r"^# Command: +(?:sbatch --nodes=(\d+)|torchrun --nproc_per_node=(\d+))", re.M)
+
+
+def head_of(experiment):
+    return (Path(CONFIG_DIR) / "experiment" / f"{experiment}.yaml").read_text()
+
+
+def test_experiments_without_gpus_say_so():
+    without = [name for name in choices("experiment") if not MACHINES.search(head_of(name))]
+    assert without == ["emoji", "emoji_filter"]
+    assert all("# Hardware: 2 cores" in head_of(name) for name in without)
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for name in choices("experiment") if MACHINES.search(head_of(name))]
+)
+def test_every_experiment_fits_the_machines_in_its_head(experiment, tmp_path):
+    """As its dry run estimates it, with room to spare, since an estimate is no upper bound."""
+    machines, command = MACHINES.search(head_of(experiment)), COMMAND.search(head_of(experiment))
+    assert machines is not None
+    assert command is not None
+    nodes, gpus, device_gb, told_gb = machines.groups()
+    assert command.groups() in ((nodes, None), (None, gpus))
+    (tmp_path / "0.tar").touch()  # nothing in it, which is a problem of the report and no warning
+    report = dry_run(
+        composed(
+            f"experiment={experiment}", f"data.shards={tmp_path}", f"run_folder={tmp_path}",
+            f"preflight.num_nodes={nodes}", f"preflight.gpus_per_node={gpus}",
+            f"preflight.device_memory_gb={device_gb}",
+        )
+    )  # fmt: skip
+    assert report.warnings == []  # one would say that it does not fit
+    estimate_gb, of_gb = dict(report.rows)["memory a rank"].split(" GB")[0].split(" of ")
+    assert float(of_gb) == float(device_gb)
+    assert float(estimate_gb) == pytest.approx(float(told_gb), abs=0.06)
 
 
 @pytest.mark.parametrize(

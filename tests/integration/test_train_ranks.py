@@ -23,7 +23,16 @@ from train.monitoring.metrics import read_metrics
 from train.run import exported_step
 from train.stop_signal import STOPPED_EXIT_CODE
 
-MEASURED = ("step", "samples_seen", "loss", "logit_scale", "lr", "grad_norm", "bad_draws")
+MEASURED = (
+    "step",
+    "samples_seen",
+    "loss",
+    "logit_scale",
+    "lr",
+    "grad_norm",
+    "bad_draws",
+    "bad_draws/undecodable",
+)
 
 
 def square(shade):
@@ -149,7 +158,8 @@ def test_a_run_killed_three_times_equals_an_unbroken_one_bit_for_bit(settings, u
     assert on_ranks(ranks.train, world_size, broken) == [0] * world_size
     assert curve(broken) == curve(unbroken(world_size))
     assert len(curve(broken)) == 12
-    assert curve(broken)[-1]["bad_draws"] > 0
+    last = curve(broken)[-1]
+    assert last["bad_draws"] == last["bad_draws/undecodable"] > 0
     assert same_bits(weights(broken), weights(unbroken(world_size)))
     assert saved_steps(broken) == ["step_0000004", "step_0000008", "step_0000012"]
 

@@ -34,6 +34,7 @@ from evaluate.data.prompts import CLASS_NAMES_FILE, TEMPLATES_FILE
 from evaluate.tasks.few_shot import FewShotConfig
 from train.checkpoints.checkpoint_folder import find_newest
 from train.config import TrainConfig
+from train.data.decode import BAD_SAMPLE_REASONS
 from train.in_loop import evaluate_live, open_evaluation
 from train.monitoring.metrics import read_metrics
 from train.run import run, train
@@ -130,7 +131,7 @@ def test_a_run_learns_is_scored_and_exported_for_open_clip(shards, scored, tmp_p
     assert list(next(iter(records))) == [
         "step", "samples_seen", "epoch", "stage", "loss", "logit_scale", "lr", "grad_norm", "samples_per_s",
         "samples_per_s_per_gpu", "mfu", "data_wait_fraction", "gpu_hours", "hours_left", "peak_memory_gb",
-        "bad_draws", "skipped_steps", "roll_backs",
+        "bad_draws", *(f"bad_draws/{reason}" for reason in BAD_SAMPLE_REASONS), "skipped_steps", "roll_backs",
     ]  # fmt: skip
     scores = {r["step"]: r["evaluation/colours/zero_shot/acc1"] for r in records if "loss" not in r}
     assert list(scores) == [20, 40]

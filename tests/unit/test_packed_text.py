@@ -148,6 +148,16 @@ def test_the_kernel_is_asked_for_causal_attention_within_each_caption(
     assert_same(*clip, captions([2, 20, 5, 5, 3, 9, 14, 2]))
 
 
+def test_the_earliest_kernel_had_no_windows_and_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="needs torch 2.10")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    asked = 0, torch.bfloat16, 64
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, *, window_size=(-1, -1): query)
+    assert packed_attention.has_kernel(*asked)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, *, is_causal=False: query)
+    assert not packed_attention.has_kernel(*asked)
+
+
 def test_float32() -> None:
     reference = tiny().float()
     model = copy.deepcopy(reference)

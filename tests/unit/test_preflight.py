@@ -304,7 +304,11 @@ def test_the_table_of_a_dry_run_of_many_nodes():
 def test_an_estimate_above_the_device_is_a_warning():
     report = report_of(device=1_000_000)
     assert "a rank is estimated to need" in report.warnings[0]
-    assert "compute.activation_checkpointing=full" in report.warnings[0]
+    assert "compute.activation_checkpointing=selective or full" in report.warnings[0]
+    assert (
+        "train.accumulation_steps=2 or more (the whole batch's loss and gradient stay exact"
+        in report.warnings[0]
+    )
     report.check()
     assert "warning: a rank is estimated" in report.table()
 

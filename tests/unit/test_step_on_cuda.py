@@ -11,6 +11,7 @@ from crawl2clip.distributed import World
 from train import session as session_module
 from train import step as step_module
 from train.config import make_plan
+from train.data.decode import BAD_SAMPLE_REASONS
 from train.data.sample_reader import Batch
 from train.model import packed_attention
 from train.session import Session, open_session
@@ -36,7 +37,7 @@ class SentNumbers:
     def __init__(self, step: int, lr: float, numbers: torch.Tensor, norm_names: list[str]) -> None:
         assert numbers.device == DEVICE
         assert numbers.dtype == torch.float64
-        assert len(numbers) == 8 + len(norm_names)
+        assert len(numbers) == 7 + len(BAD_SAMPLE_REASONS) + len(norm_names)
 
 
 def open_on_cuda(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Session:

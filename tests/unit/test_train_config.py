@@ -1,5 +1,6 @@
 """Settings across components: what is refused before anything runs, and the numbers derived from them."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -144,6 +145,30 @@ def test_a_run_may_be_made_longer_and_goes_on_after_a_roll_back():
     check_resume(rolled, identity_of(config(), make_plan(config(), 30, 1)), make_plan(config(), 30, 1))
 
 
+def mixed(*weights):
+    sources = ", ".join(f"{{shards: shards, weight: {weight}}}" for weight in weights)
+    return ["data.shards=null", f"data.sources=[{sources}]"]
+
+
+def test_the_same_shares_by_other_weights_are_the_same_order():
+    state, doubled = saved(config(*mixed(1, 3)), 30, 5), config(*mixed(2, 6))
+    plan = make_plan(doubled, 30, 1)
+    check_resume(state, identity_of(doubled, plan), plan)
+    assert identity_of(config(*mixed(2)), plan) == identity_of(
+        config(), plan
+    )  # one source has no turns to take
+
+
+def test_a_checkpoint_from_before_the_order_was_told_goes_on(caplog):
+    state, windows = saved(config(), 30, 5), config("data.shuffle_window_shards=8")
+    for name in ("data.shuffle_window_shards", "shares of data.sources"):
+        del state.identity[name]
+    plan = make_plan(windows, 30, 1)
+    with caplog.at_level(logging.INFO):
+        check_resume(state, identity_of(windows, plan), plan)
+    assert "step_7 does not tell data.shuffle_window_shards, shares of data.sources" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "num_samples", "words"),
     [
@@ -153,6 +178,8 @@ def test_a_run_may_be_made_longer_and_goes_on_after_a_roll_back():
         (["model.name=other"], 30, r"model.name: checkpoint tiny, now other"),
         (["model.architecture.embed_dim=16"], 30, r"model.architecture: checkpoint"),
         (["optimizer=stable_adamw"], 30, r"optimizer.name: checkpoint adamw, now stable_adamw"),
+        (["data.shuffle_window_shards=8"], 30, r"data.shuffle_window_shards: checkpoint None, now 8"),
+        (mixed(1, 3), 30, r"shares of data.sources: checkpoint None, now \[0.25, 0.75\]"),
         (["ema=standard"], 30, r"ema: checkpoint False, now True"),
         (
             ["stages=[{fraction: 0.2}, {fraction: 0.8, global_batch_size: 4}]"],

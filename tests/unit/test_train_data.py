@@ -321,7 +321,6 @@ def test_bad_samples_are_replaced_counted_and_named(tmp_path, caplog, cache_deco
     with caplog.at_level(logging.WARNING):
         drawn = sorted(drawn_from(data, 10, 5))
     assert drawn == [0, 0, 1, 2, 3, 5, 5, 6, 7, 8]
-    assert data.reasons == {"undecodable": 1, "too_many_pixels": 1}
     assert f"replaced sample 0004 of {tmp_path}/0.tar: undecodable" in caplog.text
     assert f"replaced sample 0009 of {tmp_path}/0.tar: too_many_pixels (200 x 100" in caplog.text
 
@@ -396,18 +395,37 @@ def test_a_png_of_144_million_pixels_is_refused_by_its_header(tmp_path, caplog):
     write_shard(tmp_path / "0.tar", range(4), {2: replaced("png", png_bomb(12000, 12000))})
     data = load(tmp_path, max_image_pixels=50_000_000)
     assert sorted(drawn_from(data, 4)) == [0, 1, 3, 3]
-    assert data.reasons == {"too_many_pixels": 1}
     assert "too_many_pixels (12000 x 12000, allowed are 50000000 pixels)" in caplog.text
 
 
-def test_a_jpeg_cut_off_is_undecodable(tmp_path):
+def test_a_jpeg_cut_off_is_undecodable(tmp_path, caplog):
     data = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(data, "JPEG")
     cut = replaced("jpg", data.getvalue()[:-500])
     write_shard(tmp_path / "0.tar", range(4), {1: lambda fields: without("png")(cut(fields))})
     data = load(tmp_path)
     assert sorted(drawn_from(data, 4)) == [0, 2, 2, 3]
-    assert data.reasons == {"undecodable": 1}
+    assert f"replaced sample 0001 of {tmp_path}/0.tar: undecodable" in caplog.text
+
+
+def test_of_many_bad_samples_the_first_are_named(tmp_path, caplog):
+    """The line after the twentieth says where the others are counted; another reason has lines of its own."""
+    junk = {number: replaced("png", b"junk") for number in range(0, 50, 2)}
+    junk[1] = replaced("png", png_bomb(12000, 12000))
+    write_shard(tmp_path / "0.tar", range(50), junk)
+    data = load(tmp_path, max_image_pixels=50_000_000)
+    for position in (0, 50):
+        list(data.batches(position, 1, 50, 8))
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("undecodable" in line and line.startswith("replaced") for line in lines) == 20
+    assert (
+        lines.count(
+            "that were 20 samples; others that are undecodable are counted (bad_draws/undecodable in "
+            "metrics.jsonl), not named"
+        )
+        == 1
+    )
+    assert sum("too_many_pixels" in line for line in lines) == 1
 
 
 # Workers that die or stand still. Sample 13, key 0013, is the one that a worker never gets over.

@@ -7,11 +7,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from crawl2clip.errors import ConfigError
+from train.data import decode
 from train.data.decode import (
     BAD_SAMPLE_REASONS,
     NUM_UNIFORMS,
@@ -71,18 +72,20 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale_with_the_same_look():
     assert np.abs(small - exact).mean() < 2
 
 
-def test_exif_orientation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 3  # stored upside down
-    pixels = decoded(encoded(corner_marked(64, 64), "JPEG", exif=exif), 16, 10**6)
-    assert np.abs(pixels[:, 12, 12].astype(int) - RED).max() < 12
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_becomes_white(mode):
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
     options = {"transparency": image.getpixel((0, 0))} if mode == "P" else {}
     assert (decoded(encoded(image, **options), 8, 10**6) == 255).all()
+
+
+@pytest.mark.parametrize("transparency", [None, 300])
+def test_grey_of_sixteen_bits_keeps_its_upper_eight(transparency):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    options = {} if transparency is None else {"transparency": transparency}
+    pixels = decoded(encoded(Image.fromarray(values), **options), 256, 10**6)
+    expected = np.where(values == transparency, 255, values >> 8)
+    assert (pixels == expected).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK"])
@@ -138,6 +141,46 @@ def test_a_large_jpeg_cropped_at_a_smaller_scale_looks_the_same():
         image, box.top, box.left, box.height, box.width, [96, 96], InterpolationMode.BICUBIC
     )
     assert np.abs(ours - np.asarray(exact).transpose(2, 0, 1).astype(int)).mean() < 2
+
+
+def with_orientation(image, value):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "camera"
+    if value is not None:
+        exif[ExifTags.Base.Orientation] = value
+    return encoded(image, "JPEG", quality=90, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "allowed"), [(200, 150, 0.5), (640, 480, 2)], ids=["full", "half"]
+)
+@pytest.mark.parametrize("value", [None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_a_jpeg_is_set_upright_as_pil_does(value, width, height, allowed, monkeypatch):
+    """Crops are chosen on the upright picture; the limits are those of the two tests above."""
+    image = photograph(width, height)
+    image.paste(RED, (0, 0, width // 4, height // 4))  # no symmetry
+    data = with_orientation(image, value)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    box = Box(10, 5, int(upright.width * 0.9), int(upright.height * 0.8))
+    asked = []
+
+    def choose(w, h):
+        asked.append((w, h))
+        return box
+
+    monkeypatch.setattr(decode, "_decode_with_pil", None)  # the fast path must do
+    ours = decoded(data, 96 if width == 640 else 64, 10**6, choose).astype(int)
+    theirs = tv.resized_crop(
+        upright, box.top, box.left, box.height, box.width, list(ours.shape[1:]), InterpolationMode.BICUBIC
+    )
+    assert asked == [upright.size]
+    assert np.abs(ours - np.asarray(theirs).transpose(2, 0, 1).astype(int)).mean() < allowed
+
+
+def test_exif_without_a_turn_changes_no_pixel():
+    image = photograph(640, 480)
+    plain, tagged = encoded(image, "JPEG", quality=90), with_orientation(image, 1)
+    assert (decoded(plain, 96, 10**6) == decoded(tagged, 96, 10**6)).all()
 
 
 def test_the_centre_square_is_in_the_middle():

@@ -21,7 +21,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from omegaconf import MISSING
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from crawl2clip.errors import ConfigError
 
@@ -129,11 +129,11 @@ def decode_image(
         with warnings.catch_warnings():
             # PIL warns of odd EXIF and palettes, once for every odd image of the web.
             warnings.simplefilter("ignore")
-            found = _decode_jpeg(data, size, max_pixels, choose_box) if data[:2] == b"\xff\xd8" else None
-            if found is None:
-                pixels = _decode_with_pil(data, max_pixels)
-                found = pixels, choose_box(pixels.shape[1], pixels.shape[0])
-            return resized(*found, size)
+            found = _jpeg_square(data, size, max_pixels, choose_box) if data[:2] == b"\xff\xd8" else None
+            if found is not None:
+                return found
+            pixels = _decode_with_pil(data, max_pixels)
+            return resized(pixels, choose_box(pixels.shape[1], pixels.shape[0]), size)
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -151,7 +151,7 @@ def resized(pixels: np.ndarray, box: Box, size: int) -> torch.Tensor:
         size: side of the result.
 
     Returns:
-        uint8 [3, size, size], in memory row by row with the channels together.
+        uint8 [3, size, size]; its layout in memory is not told.
     """
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     # A view with the channels last is what torch's vectorised uint8 kernel wants: 40% faster than [3, H, W].
@@ -161,15 +161,11 @@ def resized(pixels: np.ndarray, box: Box, size: int) -> torch.Tensor:
     return images[0]
 
 
-def _decode_jpeg(
-    data: bytes, size: int, max_pixels: int, choose_box: ChooseBox
-) -> tuple[np.ndarray, Box] | None:
-    """Pixels uint8 [H, W, 3] and the part of them to take; None where only PIL knows what to do.
+def _jpeg_square(data: bytes, size: int, max_pixels: int, choose_box: ChooseBox) -> torch.Tensor | None:
+    """The square as `decode_image` returns it; None where only PIL knows what to do.
 
-    The pixels may be at half, a quarter or an eighth of the size: the inverse DCT then does part of the resizing.
+    A picture on its side is cropped and made small as it lies, and only the square is set upright.
     """
-    if b"Exif\0\0" in data[:65536]:  # may say that the image lies on its side
-        return None
     try:
         header: Any = simplejpeg.decode_jpeg_header(data, strict=False)  # its types are given too widely
     except ValueError:
@@ -178,10 +174,21 @@ def _decode_jpeg(
     _check_pixels(width, height, max_pixels)
     if colours in ("CMYK", "YCCK"):
         return None
-    box = choose_box(width, height)
-    needed = _MARGIN * size
+    turned = _TURNS.get(_orientation(data), _UPRIGHT)
+    box = turned.stored(choose_box(*turned.upright(width, height)), width, height)
+    pixels = _decode_jpeg(data, width, height, box, _MARGIN * size)
+    if pixels is None:
+        return None
+    scaled = _scaled(box, pixels.shape[1] / width, pixels.shape[0] / height)
+    return turned.set_upright(resized(pixels, scaled, size))
+
+
+def _decode_jpeg(data: bytes, width: int, height: int, box: Box, needed: float) -> np.ndarray | None:
+    """Pixels uint8 [H, W, 3] of the whole image, at half, a quarter or an eighth of the size where `box` then still
+    has `needed` pixels a side: the inverse DCT does part of the resizing. None where the file is odd.
+    """
     try:
-        pixels = simplejpeg.decode_jpeg(
+        return simplejpeg.decode_jpeg(
             data,
             "RGB",
             min_height=math.ceil(height * needed / box.height),
@@ -190,7 +197,54 @@ def _decode_jpeg(
         )
     except ValueError:  # also for oddities that are harmless and common; PIL knows them from cut-off files
         return None
-    return pixels, _scaled(box, pixels.shape[1] / width, pixels.shape[0] / height)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How a stored picture becomes upright: mirrored at its main diagonal, then left to right, then top to bottom."""
+
+    transposed: bool = False
+    mirrored: bool = False
+    upside_down: bool = False
+
+    def upright(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        return (height, width) if self.transposed else (width, height)
+
+    def stored(self, box: Box, width: int, height: int) -> Box:
+        """Where a part of the upright picture lies in the stored one, which has this width and height."""
+        width, height = self.upright(width, height)
+        left = width - box.left - box.width if self.mirrored else box.left
+        top = height - box.top - box.height if self.upside_down else box.top
+        if self.transposed:
+            return Box(top, left, box.height, box.width)
+        return Box(left, top, box.width, box.height)
+
+    def set_upright(self, square: torch.Tensor) -> torch.Tensor:
+        """A part as it is stored, uint8 [3, S, S], turned."""
+        square = square.transpose(1, 2) if self.transposed else square
+        flipped = [dim for dim, flips in ((2, self.mirrored), (1, self.upside_down)) if flips]
+        return square.flip(flipped) if flipped else square
+
+
+_UPRIGHT = _Turn()
+_TURNS = {
+    2: _Turn(mirrored=True),
+    3: _Turn(mirrored=True, upside_down=True),
+    4: _Turn(upside_down=True),
+    5: _Turn(transposed=True),
+    6: _Turn(transposed=True, mirrored=True),
+    7: _Turn(transposed=True, mirrored=True, upside_down=True),
+    8: _Turn(transposed=True, upside_down=True),
+}
+"""By the value of EXIF's orientation tag; 1 and values that mean nothing are upright."""
+
+
+def _orientation(data: bytes) -> int:
+    """The orientation tag of a JPEG, read as PIL reads it (0.08 ms), but only where there is EXIF at all."""
+    if b"Exif\0\0" not in data[:65536]:
+        return 1
+    return Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _scaled(box: Box, x: float, y: float) -> Box:
@@ -213,8 +267,22 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    image = _eight_bit(image) if image.mode.startswith("I") else image
     if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")
     canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits by its upper eight, as PIL reads colours of 16 bits; its own conversion cuts off at 255,
+    which is white nearly everywhere.
+    """
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(
+            Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+        )
+    return grey

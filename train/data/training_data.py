@@ -8,7 +8,6 @@ and every rank agrees, and is reported with shard, key and reason.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from crawl2clip.distributed import World
 from train.data.data_config import DataConfig
+from train.data.decode import BAD_SAMPLE_REASONS
 from train.data.loading import LoaderSettings, load
 from train.data.memory_source import MemorySource, decode_all
 from train.data.mixture import SampleStream
@@ -33,6 +33,8 @@ from train.data.worker_watch import WorkerWatch
 __all__ = ["DataConfig", "Samples", "TrainingData", "build_data", "find_samples"]
 
 logger = logging.getLogger(__name__)
+
+_NAMED = 20  # bad samples of each reason that a rank names
 
 
 class BatchSource(Protocol):
@@ -104,7 +106,6 @@ class TrainingData:
     Attributes:
         samples_per_epoch: usable samples. With weights, so many positions are called an epoch, though a source with a
             large weight is then drawn from more than once.
-        reasons: reason -> draws replaced on this rank.
     """
 
     def __init__(
@@ -116,10 +117,9 @@ class TrainingData:
         world: World,
     ) -> None:
         self.samples_per_epoch = len(reader.table)
-        self.reasons: Counter[str] = Counter()
         self._source, self._stream, self._reader = source, stream, reader
         self._config, self._world = config, world
-        self._reported: set[tuple[str, str]] = set()
+        self._named: dict[str, set[tuple[str, str]]] = {reason: set() for reason in BAD_SAMPLE_REASONS}
 
     def batches(
         self, position: int, num_steps: int, global_batch_size: int, image_size: int
@@ -145,7 +145,7 @@ class TrainingData:
         items = load(read, num_steps, settings, self._reader.watch, self._reader.describe, self._world.rank)
         with closing(items):
             for batch in items:
-                self._note(batch.bad_draws)
+                self._name(batch.bad_draws)
                 yield batch
 
     def reading(self) -> tuple[str, str] | None:
@@ -180,13 +180,22 @@ class TrainingData:
         in_window = window * self.samples_per_epoch / max(1, len(self._reader.table.shards))
         return max(1, round(in_window / 2 / global_batch_size))
 
-    def _note(self, bad_draws: list[BadDraw]) -> None:
+    def _name(self, bad_draws: list[BadDraw]) -> None:
+        """Warns of the first few bad samples of each reason: one in a hundred of LAION-2B are 20 million lines."""
         for draw in bad_draws:
-            self.reasons[draw.reason] += 1
-            if (draw.shard, draw.key) not in self._reported:
-                self._reported.add((draw.shard, draw.key))
+            named = self._named[draw.reason]
+            if len(named) == _NAMED or (draw.shard, draw.key) in named:
+                continue
+            named.add((draw.shard, draw.key))
+            logger.warning(
+                "replaced sample %s of %s: %s (%s)", draw.key, draw.shard, draw.reason, draw.detail
+            )
+            if len(named) == _NAMED:
                 logger.warning(
-                    "replaced sample %s of %s: %s (%s)", draw.key, draw.shard, draw.reason, draw.detail
+                    "that were %d samples; others that are %s are counted (bad_draws/%s in metrics.jsonl), not named",
+                    _NAMED,
+                    draw.reason,
+                    draw.reason,
                 )
 
 

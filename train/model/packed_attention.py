@@ -9,6 +9,7 @@ caption of the batch, for the attention alone.
 Shapes: T rows of all captions, B captions, H heads, E width of a head, L longest caption.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -184,10 +185,14 @@ def _attend_in_kernel(
 
 @torch.compiler.assume_constant_result  # or the compiler traces what is asked of the driver
 def has_kernel(device_index: int | None, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether torch has variable-length attention (2.10 and later) for this CUDA device, dtype and head width."""
+    """Whether torch has variable-length attention with windows for this CUDA device, dtype and head width."""
     try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: F401 # only whether it is there
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError:
+        return False
+    if (
+        "window_size" not in inspect.signature(varlen_attn).parameters
+    ):  # the earliest had is_causal in its place
         return False
     capable = torch.cuda.get_device_capability(device_index) >= (8, 0)  # FlashAttention 2
     return capable and dtype in (torch.float16, torch.bfloat16) and head_width % 8 == 0 and head_width <= 256
