@@ -486,11 +486,15 @@ def test_a_trainer_that_takes_its_time_is_no_stall(folder):
 # The index that is kept beside a shard.
 
 
+def rows_of(index):
+    return [index.rows.row(number) for number in range(len(index.rows))]
+
+
 def test_the_index_is_kept_and_gives_the_same_table(folder):
     first, again = open_index(str(folder / "0.tar")), open_index(str(folder / "0.tar"))
     assert (folder / "0.tar.index").is_file()
-    assert isinstance(again.rows, np.memmap)
-    assert np.array_equal(first.rows, again.rows)
+    assert not isinstance(again.content, bytes)
+    assert rows_of(first) == rows_of(again) != []
     assert numbers_of(load(folder)) == numbers_of(load(folder))
 
 
@@ -507,14 +511,14 @@ def test_an_index_of_another_tar_is_made_again(folder):
     assert len(open_index(str(path)).rows) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"format": "crawl2clip shard index 1"}\n', b"\xff\x00"])
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"format": "crawl2clip shard index 2"}\n', b"\xff\x00"])
 def test_a_torn_index_is_made_again(folder, damage):
     path = folder / "0.tar"
-    kept = np.array(open_index(str(path)).rows)  # a copy: the mapped file is about to be damaged
+    kept = rows_of(open_index(str(path)))
     index = folder / "0.tar.index"
     for content in (damage, index.read_bytes()[:-8]):
         index.write_bytes(content)
-        assert np.array_equal(open_index(str(path)).rows, kept)
+        assert rows_of(open_index(str(path))) == kept
 
 
 def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(folder, monkeypatch):
