@@ -15,7 +15,7 @@ import logging
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +145,7 @@ def open_index(shard: str, cache: ShardCache | None = None) -> ShardIndex:
         if cache is not None and is_remote(shard):
             return _open_remote_index(shard, cache)
         identity = _identity(shard)
-        return _read(place_of(shard), shard, identity) or _made(shard, shard, identity)
+        return _read(place_of(shard), shard, identity) or _made(shard, *_headers(shard), identity)
     except OSError as error:
         raise machine_fault(shard, error) from error
 
@@ -195,17 +195,33 @@ def _open_remote_index(url: str, cache: ShardCache) -> ShardIndex:
             kept = _read(path, url, identity)
             if kept is not None:
                 return kept
-        return _made(url, str(cache.fetch(url)), identity, cache)
+        samples, faults = _headers(cache.fetch(url))
+        while _is_missing(faults):  # another process made room in between
+            samples, faults = _headers(cache.fetch(url))
+        return _made(url, samples, faults, identity, cache)
     except GoneError as error:
         return _in_memory(_content([], [ShardFault(url, None, "missing", str(error))], [0, 0]), url)
 
 
-def _made(shard: str, tar: str, identity: list[int] | None, cache: ShardCache | None = None) -> ShardIndex:
+def _headers(tar: str | Path) -> tuple[list[SampleIndex], list[ShardFault]]:
     faults: list[ShardFault] = []
     samples = list(index_shard(tar, faults.append))
-    faults = [replace(fault, shard=shard) for fault in faults]
-    if any(fault.reason in ("missing", "not_a_tar") for fault in faults):
+    if _is_missing(faults) or any(fault.reason == "not_a_tar" for fault in faults):
         faults = [fault for fault in faults if fault.reason != "no_samples"]  # which goes without saying then
+    return samples, faults
+
+
+def _is_missing(faults: list[ShardFault]) -> bool:
+    return any(fault.reason == "missing" for fault in faults)
+
+
+def _made(
+    shard: str,
+    samples: list[SampleIndex],
+    faults: list[ShardFault],
+    identity: list[int] | None,
+    cache: ShardCache | None = None,
+) -> ShardIndex:
     content = _content(samples, faults, identity or [0, 0])
     # Where there is no sample, a permission may be all that is missing; the next start looks again.
     kept = len(samples) > 0 and _keep(place_of(shard, cache), content, cache)
