@@ -71,11 +71,16 @@ class IndexRows:
 
     def __init__(self, content: OpenFile | bytes, summary: np.void) -> None:
         self._content = content
-        self._row_bytes = _row_bytes(summary)
-        self._rows_at, self._count = int(summary["rows_at"]), int(summary["counts"].sum())
+        self._row_bytes = _PLACES.size + int(summary["key_bytes"])
+        self._rows_at, self._count = int(summary["rows_at"]), sum(summary["counts"].tolist())
 
     def __len__(self) -> int:
         return self._count
+
+    def is_whole(self) -> bool:
+        """Whether the content is as long as the summary says."""
+        size = len(self._content) if isinstance(self._content, bytes) else self._content.size
+        return size == self._rows_at + self._count * (self._row_bytes + 1)
 
     def row(self, number: int) -> SampleRow:
         """One sample. Raises DataError when this machine cannot read the index."""
@@ -158,9 +163,9 @@ def reopen_rows(shard: str, cache: ShardCache | None, summary: np.void) -> Index
     """
     path = place_of(shard, cache)
     try:
-        file = OpenFile(path)
-        if file.size == _file_bytes(summary):
-            return IndexRows(file, summary)
+        rows = IndexRows(OpenFile(path), summary)
+        if rows.is_whole():
+            return rows
     except OSError as error:
         if not is_own_fault(error):
             raise machine_fault(path, error) from error
@@ -174,11 +179,11 @@ def reopen_rows(shard: str, cache: ShardCache | None, summary: np.void) -> Index
     return found.rows
 
 
-def place_of(shard: str, cache: ShardCache | None = None) -> Path:
-    """Where the index of a shard is kept, there or not."""
+def place_of(shard: str, cache: ShardCache | None = None) -> str:
+    """Where the index of a shard is kept, there or not; a path as text, which is quicker to make at each draw."""
     if cache is not None and is_remote(shard):
-        return cache.place(shard, ".index")
-    return Path(f"{shard}.index")
+        return str(cache.place(shard, ".index"))
+    return f"{shard}.index"
 
 
 def _open_remote_index(url: str, cache: ShardCache) -> ShardIndex:
@@ -190,7 +195,7 @@ def _open_remote_index(url: str, cache: ShardCache) -> ShardIndex:
             return kept
         beside = cache.remote.small_file(f"{url}.index")
         if beside is not None:
-            with cache.writing(path) as temporary:
+            with cache.writing(Path(path)) as temporary:
                 temporary.write_bytes(beside)
             kept = _read(path, url, identity)
             if kept is not None:
@@ -229,14 +234,14 @@ def _made(
 
 
 def _in_memory(content: bytes, shard: str) -> ShardIndex:
-    index = _parsed(content, content[: content.index(b"\n") + 1], len(content), shard)
+    index = _parsed(content, content[: content.index(b"\n") + 1], shard)
     assert index is not None, "it was written a moment ago"
     return index
 
 
-def _keep(path: Path, content: bytes, cache: ShardCache | None) -> bool:
+def _keep(path: str, content: bytes, cache: ShardCache | None) -> bool:
     try:
-        with cache.writing(path) if cache else atomic_path(path) as temporary:
+        with cache.writing(Path(path)) if cache else atomic_path(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         if not isinstance(error, PermissionError) and error.errno not in _CANNOT_WRITE:
@@ -279,23 +284,22 @@ def _identity(shard: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read(path: Path, shard: str, identity: list[int] | None) -> ShardIndex | None:
+def _read(path: str, shard: str, identity: list[int] | None) -> ShardIndex | None:
     try:
         file = OpenFile(path)
     except OSError as error:
         if not is_own_fault(error):
             raise
         return None
-    size = file.size
     head = file.read(0, _HEAD_BYTES)
     if b"\n" not in head:
-        head = file.read(0, size)
-    index = _parsed(file, head[: head.find(b"\n") + 1], size, shard)
+        head = file.read(0, file.size)
+    index = _parsed(file, head[: head.find(b"\n") + 1], shard)
     return index if index is not None and _fits(index.identity, identity) else None
 
 
-def _parsed(content: OpenFile | bytes, line: bytes, size: int, shard: str) -> ShardIndex | None:
-    """The index with the header `line` in `size` bytes; None where it is torn, or of another version."""
+def _parsed(content: OpenFile | bytes, line: bytes, shard: str) -> ShardIndex | None:
+    """The index with the header `line`; None where it is torn, or of another version."""
     try:
         header = json.loads(line)
         if header["format"] != _FORMAT:
@@ -307,17 +311,8 @@ def _parsed(content: OpenFile | bytes, line: bytes, size: int, shard: str) -> Sh
         faults = [ShardFault(**{**fault, "shard": shard}) for fault in header["faults"]]
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return None
-    if min(counts) < 0 or summary["key_bytes"] < 1 or size != _file_bytes(summary):
-        return None
-    return ShardIndex(identity, summary, faults, content)
-
-
-def _row_bytes(summary: np.void) -> int:
-    return _PLACES.size + int(summary["key_bytes"])
-
-
-def _file_bytes(summary: np.void) -> int:
-    return int(summary["rows_at"]) + int(summary["counts"].sum()) * (_row_bytes(summary) + 1)
+    index = ShardIndex(identity, summary, faults, content)
+    return index if min(counts) >= 0 and summary["key_bytes"] > 0 and index.rows.is_whole() else None
 
 
 def _fits(found: list[int], identity: list[int] | None) -> bool:

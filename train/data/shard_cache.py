@@ -114,10 +114,8 @@ class ShardCache:
             with _locked(self._folder / "room.lock"):
                 if self._has_room(size, limit):
                     with open(path, "wb") as file:
-                        if size:
-                            os.posix_fallocate(
-                                file.fileno(), 0, size
-                            )  # a full disk is told before bytes come
+                        if size:  # a full disk is told here, before bytes come
+                            os.posix_fallocate(file.fileno(), 0, size)
                     return
             # Others are fetching as much as the limit holds. They do not wait for room, so they come to an end.
             time.sleep(_WAIT_S)
@@ -127,8 +125,9 @@ class ShardCache:
         for left in self._folder.glob(f"*.tar{TEMPORARY_MARK}*"):
             if not _is_locked(left.with_name(left.name.partition(".")[0] + ".lock")):
                 left.unlink(missing_ok=True)  # whoever fetched it was killed
-        held = sorted((status.st_mtime, status.st_size, path) for path, status in self._files("*.tar"))
+        # In this order, one that arrives meanwhile counts twice for a moment, and never not at all.
         under_way = sum(status.st_size for _, status in self._files(f"*.tar{TEMPORARY_MARK}*"))
+        held = sorted((status.st_mtime, status.st_size, path) for path, status in self._files("*.tar"))
         total = under_way + sum(taken for _, taken, _ in held)
         for _, taken, path in held:
             if total + size <= limit or under_way + size > limit:

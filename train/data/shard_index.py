@@ -61,7 +61,7 @@ class SampleTable:
         Raises:
             DataError: the index of the shard cannot be read any more.
         """
-        shard = int(np.searchsorted(self._ends, number, side="right"))
+        shard = int(self._ends.searchsorted(number, side="right"))
         place = number - self._start(shard)
         rows, usable = self._opened(shard)
         return shard, rows.row(place if usable is None else int(usable[place]))
@@ -203,7 +203,7 @@ def _see_to_indexes(table: SampleTable, world: World) -> None:
 
 def _lacking(table: SampleTable) -> list[int]:
     """Shards with samples whose index is not on this machine."""
-    places = [place_of(shard, table.cache) for shard in table.shards]
+    places = [Path(place_of(shard, table.cache)) for shard in table.shards]
     there: dict[Path, set[str]] = {}
     for folder in {place.parent for place in places}:
         try:
