@@ -614,7 +614,7 @@ def test_few_files_left_is_no_fault_of_the_samples(folder):
     with (
         files_left(0),
         pytest.raises(
-            DataError, match=r"cannot be opened: .*Too many open files.*\(ulimit -n\).*give it more"
+            DataError, match=r"cannot be opened: .*Too many open files.*\(ulimit -n\).*raise it: ulimit -n"
         ),
     ):
         drawn_from(data, 1)

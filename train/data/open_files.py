@@ -82,7 +82,7 @@ def machine_fault(path: object, error: OSError) -> DataError:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return DataError(
             f"{path} cannot be opened: {error}; a process may have {limit} files open here (ulimit -n), and one that"
-            f" reads shards takes up to {2 * _MAX_OPEN} beside what torch needs; give it more, 1024 for example"
+            f" reads shards takes up to {2 * _MAX_OPEN} beside what torch needs; raise it: ulimit -n {2 * limit}"
         )
     return DataError(
         f"{path} cannot be read: {error}; the shard is not at fault: see to this machine and the disk, then start the"
