@@ -7,17 +7,19 @@ tarfile is about a file that was cut off between two members; the end-of-archive
 """
 
 import glob
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import braceexpand
 
 from crawl2clip.errors import DataError
 from crawl2clip.files import read_json, write_json
+from crawl2clip.tar_headers import after, plain_members
 
 MANIFEST_NAME = "manifest.json"
 FAULT_REASONS = (
@@ -129,38 +131,49 @@ def _chain(first: SampleIndex, rest: Iterator[SampleIndex]) -> Iterator[SampleIn
 def _members(name: str, on_fault: OnFault) -> Iterator[tuple[str, str, int, int]]:
     """(key, extension, offset, size) of every plain file in a tar, whole ones only."""
     try:
-        file_size = Path(name).stat().st_size
-        archive = tarfile.open(name, "r:")  # noqa: SIM115 - closed below; a generator outlives a with in a try
+        file = open(name, "rb")  # noqa: SIM115 - closed below; what is raised there has another meaning
     except FileNotFoundError:
         on_fault(ShardFault(name, None, "missing", "no such file"))
         return
-    except (tarfile.TarError, OSError) as error:
+    except (PermissionError, IsADirectoryError) as error:  # another OSError is the machine's fault
         on_fault(ShardFault(name, None, "not_a_tar", str(error)))
         return
-    with archive:
-        try:
+    with file:
+        file_size = os.fstat(file.fileno()).st_size
+        for member, offset, size in _file_members(name, file, on_fault):
+            if offset + size > file_size:
+                on_fault(ShardFault(name, member, "truncated", f"the file ends inside {member}"))
+                return
+            yield *split_name(member), offset, size
+
+
+def _file_members(name: str, file: BinaryIO, on_fault: OnFault) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of every plain file in a tar."""
+    end = 0
+    for member, offset, size in plain_members(file.fileno()):
+        yield member, offset, size
+        end = after(offset, size)
+    if end > os.fstat(file.fileno()).st_size:
+        on_fault(ShardFault(name, None, "truncated", "unexpected end of data"))
+        return
+    file.seek(end)
+    reason = "truncated" if end else "not_a_tar"
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            reason = "truncated"
             for member in archive:
-                if not member.isfile():
-                    if not member.isdir():
-                        on_fault(
-                            ShardFault(name, member.name, "not_a_file", "links and devices are not read")
-                        )
-                    continue
-                if member.offset_data + member.size > file_size:
-                    on_fault(
-                        ShardFault(name, member.name, "truncated", f"the file ends inside {member.name}")
-                    )
-                    return
-                key, extension = split_name(member.name)
-                yield key, extension, member.offset_data, member.size
+                if member.isfile():
+                    yield member.name, member.offset_data, member.size
+                elif not member.isdir():
+                    on_fault(ShardFault(name, member.name, "not_a_file", "links and devices are not read"))
                 archive.members = []  # type: ignore[assignment] # tarfile keeps every header otherwise
-        except tarfile.TarError as error:
-            on_fault(ShardFault(name, None, "truncated", str(error)))
-            return
-    with open(name, "rb") as file:
-        file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
-            on_fault(ShardFault(name, None, "truncated", f"no end-of-archive block at byte {archive.offset}"))
+            end = archive.offset
+    except tarfile.TarError as error:
+        on_fault(ShardFault(name, None, reason, str(error)))
+        return
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
+        on_fault(ShardFault(name, None, "truncated", f"no end-of-archive block at byte {end}"))
 
 
 def split_name(member: str) -> tuple[str, str]:

@@ -5,7 +5,9 @@ The S3 side is real s3fs against a stand-in, tests/object_server.py.
 
 import io
 import logging
+import multiprocessing
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -14,6 +16,7 @@ import pytest
 import torch
 from object_server import ObjectServer, s3_environment
 from PIL import Image
+from small_disk import small_disk
 
 from crawl2clip.distributed import World, single_process
 from crawl2clip.errors import ConfigError, DataError
@@ -230,3 +233,86 @@ def test_a_missing_package_names_the_extra(url, package, tmp_path, monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", missing)  # what it does when the scheme's package is not there
     with pytest.raises(ConfigError, match=rf"need the package {package}; pip install 'crawl2clip\[remote\]'"):
         RemoteShards(remote_config(tmp_path)).list(url)
+
+
+# The cache folder: its disk, its limit, and several processes at once.
+
+
+def test_a_full_disk_is_no_fault_of_the_samples(server, tmp_path):
+    load(tmp_path / "bucket" / "set", tmp_path)  # the indexes, so that only a draw needs a copy
+    with small_disk(tmp_path / "disk", 1) as disk:
+        data = load(f"{server.url}/bucket/set", disk, window=3)
+        (disk / "other").write_bytes(bytes((1 << 20) - 40_000))
+        before = server.served
+        message = (
+            r"data.remote.cache_folder=.*/disk/cache cannot be written: .*No space left on device.*"
+            r" 0\.00 GB free, and data.remote.cache_gb=1.0 may be kept.*make room, lower cache_gb, or name a folder"
+        )
+        with pytest.raises(DataError, match=message):
+            drawn(data)
+    assert not data.reasons
+    assert server.served - before < 40_000  # nothing came for which there was no place
+
+
+def test_an_index_that_does_not_fit_the_disk_names_the_setting(server, tmp_path):
+    with small_disk(tmp_path / "disk", 1) as disk:
+        (disk / "other").write_bytes(bytes((1 << 20) - 8192))
+        with pytest.raises(
+            DataError, match=r"data.remote.cache_folder=.* cannot be written: .*No space left"
+        ):
+            load(f"{server.url}/bucket/set", disk)
+
+
+def write_large(folder, count, size):
+    for number in range(count):
+        (folder / f"large-{number}.tar").write_bytes(bytes([number]) * size)
+
+
+def fetch_all(urls, config, fetched):
+    cache = ShardCache(RemoteShards(config))
+    for url in urls:
+        file = cache.open(url)
+        fetched.put((url, file.size, file.read(0, 1)))
+
+
+def test_processes_that_fetch_at_once_stay_within_the_limit(server, tmp_path):
+    size = 1 << 20
+    write_large(tmp_path / "bucket", 8, size)
+    config = remote_config(tmp_path, cache_gb=2.5 * size / 1e9)
+    urls = [f"{server.url}/bucket/large-{number}.tar" for number in range(8)]
+    fork = multiprocessing.get_context("fork")
+    fetched = fork.SimpleQueue()
+    processes = [fork.Process(target=fetch_all, args=([url], config, fetched)) for url in urls]
+    for process in processes:
+        process.start()
+    largest = 0
+    while any(process.is_alive() for process in processes):
+        largest = max(largest, held_in(tmp_path / "cache"))
+    assert 0 < largest <= 2.5 * size
+    assert sorted(fetched.get() for _ in urls) == [(url, size, bytes([n])) for n, url in enumerate(urls)]
+
+
+def held_in(cache):
+    sizes = []
+    for path in cache.glob("*.tar*"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
+
+
+def test_what_a_killed_process_was_fetching_does_not_count_for_ever(server, tmp_path):
+    size = 1 << 20
+    write_large(tmp_path / "bucket", 2, size)
+    config = remote_config(tmp_path, cache_gb=1.5 * size / 1e9, timeout_s=30.0)
+    urls = [f"{server.url}/bucket/large-{number}.tar" for number in range(2)]
+    server.trouble = {"large-0.tar": ("slow", 10**6)}
+    fork = multiprocessing.get_context("fork")
+    killed = fork.Process(target=fetch_all, args=(urls[:1], config, fork.SimpleQueue()))
+    killed.start()
+    while held_in(tmp_path / "cache") < size:
+        assert killed.is_alive()
+    killed.kill()
+    killed.join()
+    assert held_in(tmp_path / "cache") == size
+    assert ShardCache(RemoteShards(config)).open(urls[1]).size == size
+    assert held_in(tmp_path / "cache") == size

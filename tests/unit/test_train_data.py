@@ -6,9 +6,16 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +30,7 @@ from train.data.captions import CaptionConfig
 from train.data.decode import RandomCropConfig, decode_image
 from train.data.index_file import open_index
 from train.data.mixture import SourceConfig
+from train.data.open_files import OpenFile
 from train.data.remote import RemoteConfig
 from train.data.sample_reader import full_lengths, lengths_by_largest_id, text_lengths_for
 from train.data.text_mask import TextMask, shorten_texts
@@ -504,11 +512,15 @@ def test_a_trainer_that_takes_its_time_is_no_stall(folder):
 # The index that is kept beside a shard.
 
 
+def rows_of(index):
+    return [index.rows.row(number) for number in range(len(index.rows))]
+
+
 def test_the_index_is_kept_and_gives_the_same_table(folder):
     first, again = open_index(str(folder / "0.tar")), open_index(str(folder / "0.tar"))
     assert (folder / "0.tar.index").is_file()
-    assert isinstance(again.rows, np.memmap)
-    assert np.array_equal(first.rows, again.rows)
+    assert not isinstance(again.content, bytes)
+    assert rows_of(first) == rows_of(again) != []
     assert numbers_of(load(folder)) == numbers_of(load(folder))
 
 
@@ -525,14 +537,14 @@ def test_an_index_of_another_tar_is_made_again(folder):
     assert len(open_index(str(path)).rows) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"format": "crawl2clip shard index 1"}\n', b"\xff\x00"])
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"format": "crawl2clip shard index 2"}\n', b"\xff\x00"])
 def test_a_torn_index_is_made_again(folder, damage):
     path = folder / "0.tar"
-    kept = np.array(open_index(str(path)).rows)  # a copy: the mapped file is about to be damaged
+    kept = rows_of(open_index(str(path)))
     index = folder / "0.tar.index"
     for content in (damage, index.read_bytes()[:-8]):
         index.write_bytes(content)
-        assert np.array_equal(open_index(str(path)).rows, kept)
+        assert rows_of(open_index(str(path))) == kept
 
 
 def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(folder, monkeypatch):
@@ -585,3 +597,166 @@ def test_a_caption_is_masked_otherwise_at_each_draw_and_alike_when_it_is_asked_f
     assert len({tuple(row.tolist()) for row in whole}) > 4  # two epochs of four samples
     later = torch.cat([batch.text_tokens for batch in data.batches(4, 2, 2, 8)])
     assert torch.equal(later, whole[4:])  # as after a resume
+
+
+# More shards than a process may have files open, and a machine that fails.
+
+
+@contextmanager
+def files_left(count):
+    """This process and its workers may open so many more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [number for number in range(soft) if not Path(f"/proc/self/fd/{number}").exists()]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[count], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_more_shards_than_a_process_may_open_files(tmp_path, num_workers):
+    for shard in range(300):
+        write_shard(tmp_path / f"{shard:03d}.tar", range(2 * shard, 2 * shard + 2))
+    with files_left(200):
+        drawn = drawn_from(load(tmp_path, num_workers=num_workers), 600, 8)
+        assert sorted(drawn) == list(range(600))
+        maps = Path("/proc/self/maps").read_text()
+    assert str(tmp_path) not in maps
+    assert drawn == drawn_from(load(tmp_path), 600, 8)
+
+
+def test_few_files_left_is_no_fault_of_the_samples(folder):
+    data = load(folder)
+    drawn_from(load(folder), 1)  # what is imported at a first draw
+    with (
+        files_left(0),
+        pytest.raises(
+            DataError, match=r"cannot be opened: .*Too many open files.*\(ulimit -n\).*raise it: ulimit -n"
+        ),
+    ):
+        drawn_from(data, 1)
+    assert sorted(drawn_from(data, 25)) == list(range(25))
+    assert not data.reasons
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.index"])
+def test_a_disk_that_fails_ends_the_run(folder, monkeypatch, ending):
+    data = load(folder)
+    read = OpenFile.read
+
+    def fail(self, offset, size):
+        if str(self.path).endswith(ending):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, offset, size)
+
+    monkeypatch.setattr(OpenFile, "read", fail)
+    with pytest.raises(
+        DataError, match=rf"{ending} cannot be read: .*the shard is not at fault: see to this machine"
+    ):
+        drawn_from(data, 1)
+
+
+def test_a_disk_that_fails_under_the_headers_ends_the_start(folder, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("crawl2clip.tar_headers.os.pread", fail)
+    with pytest.raises(
+        DataError, match=r"0\.tar cannot be read: .*Input/output error; the shard is not at fault"
+    ):
+        load(folder)
+
+
+def test_an_index_that_goes_away_under_the_run_is_made_again(folder):
+    data = load(folder)
+    for path in folder.glob("*.index"):
+        path.unlink()
+    assert sorted(drawn_from(data, 25)) == list(range(25))
+
+
+def test_a_shard_replaced_by_another_before_it_was_drawn_from(folder):
+    data = load(folder)
+    write_shard(folder / "0.tar", range(9))
+    (folder / "0.tar.index").unlink()
+    with pytest.raises(
+        DataError, match=r"0\.tar has 9 samples in \d+ bytes; when the run started it had 10 in"
+    ):
+        drawn_from(data, 25)
+
+
+def test_a_shard_without_permission_is_tried_again_at_the_next_start(folder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crawl2clip.shards.open", refuse, raising=False)
+        with pytest.raises(DataError, match=r"no usable sample \(faults: not_a_tar 2\)"):
+            load(folder)
+    assert load(folder).samples_per_epoch == 25
+
+
+@pytest.mark.parametrize("caption", ["txt", "json:txt"])
+def test_numbers_of_shards_whose_samples_lack_this_and_that(tmp_path, caption):
+    """Drawn through the index, each number is the sample it was when all were listed."""
+    changes = {3: without("png"), 5: without("txt"), 8: with_json, 9: with_json, 14: with_json}
+    write_shard(tmp_path / "0.tar", range(10), changes)
+    write_shard(tmp_path / "1.tar", range(10, 20), changes)
+    table = find_samples(data_config(tmp_path, caption=caption, max_bad_fraction=0.9), WORLD).table
+    keys = [int(table.locate(number)[1].key.rstrip(b"\0")) for number in range(len(table))]
+    assert keys == ([n for n in range(20) if n not in (3, 5)] if caption == "txt" else [8, 9, 14])
+    assert table.unusable == (
+        {"missing_image": 1, "missing_caption": 1}
+        if caption == "txt"
+        else {"missing_image": 1, "missing_caption": 16}
+    )
+
+
+def with_json(fields):
+    return {**fields, "json": b'{"txt": "1"}'}
+
+
+@dataclass(frozen=True)
+class ThreadWorld(World):
+    """One of two ranks, each a thread of this process."""
+
+    values: list = field(default_factory=list)
+    meet: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    after_first: Callable[[], None] = lambda: None
+
+    def all_gather_object(self, value):
+        first = self.values[self.rank] is None
+        self.values[self.rank] = value
+        self.meet.wait(10)
+        gathered = list(self.values)
+        if self.meet.wait(10) == 0 and first:
+            self.after_first()
+        self.meet.wait(10)
+        return gathered
+
+
+def test_an_index_made_on_another_machine_is_made_here_too(folder):
+    """The other machine's disk is not this one: what it made is not there after the ranks have met."""
+    values, meet = [None, None], threading.Barrier(2)
+    worlds = [
+        ThreadWorld(rank, 2, 0, torch.device("cpu"), values, meet, (folder / "1.tar.index").unlink)
+        for rank in (0, 1)
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        tables = list(threads.map(lambda world: find_samples(data_config(folder), world).table, worlds))
+    assert (folder / "1.tar.index").is_file()
+    assert [len(table) for table in tables] == [25, 25]
+    assert tables[0].locate(24)[1] == tables[1].locate(24)[1]
+
+
+def test_an_index_that_is_kept_nowhere_reaches_all_ranks(folder, monkeypatch, caplog):
+    def refuse(path):
+        raise OSError(errno.EROFS, f"read-only: {path}")
+
+    monkeypatch.setattr("train.data.index_file.atomic_path", refuse)
+    values, meet = [None, None], threading.Barrier(2)
+    worlds = [ThreadWorld(rank, 2, 0, torch.device("cpu"), values, meet) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as threads, caplog.at_level(logging.WARNING):
+        tables = list(threads.map(lambda world: find_samples(data_config(folder), world).table, worlds))
+    assert "the indexes of 2 shards cannot be kept beside them" in caplog.text
+    assert all(int(table.locate(n)[1].key.rstrip(b"\0")) == n for table in tables for n in range(25))

@@ -72,7 +72,7 @@ def load(
         collate_fn=_as_is,
         pin_memory=settings.pin_memory,
         worker_init_fn=partial(_be_worker, watch),
-        # A worker shares the mapped index, the tokenizer and the board with its parent, and starts at once.
+        # A worker shares the table, the tokenizer and the board with its parent, and starts at once.
         multiprocessing_context="fork" if num_workers else None,
         # Without one of its own the loader draws from the global generator, and a resumed run would differ.
         generator=torch.Generator().manual_seed(0),

@@ -42,7 +42,7 @@ class RemoteConfig:
     cache_folder: str = (
         MISSING  # on a local disk: indexes, and whole shards where shuffle_window_shards is set
     )
-    cache_gb: float = MISSING  # whole shards kept there, 10**9 bytes, above 0; per machine
+    cache_gb: float = MISSING  # whole shards kept there or on their way, 10**9 bytes, above 0; per machine
     connections: int = MISSING  # ranges that each worker reads at the same time, from 1
     timeout_s: float = MISSING  # of one request, above 0
     attempts: int = (

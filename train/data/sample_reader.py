@@ -23,8 +23,9 @@ from train.data.decode import (
     decode_image,
     random_box,
 )
+from train.data.index_file import Span
 from train.data.sample_order import uniforms
-from train.data.shard_files import ShardFiles, Span
+from train.data.shard_files import ShardFiles
 from train.data.shard_index import SampleTable
 from train.data.text_mask import ShortenTexts
 from train.data.worker_watch import WorkerState, WorkerWatch
@@ -191,7 +192,7 @@ class SampleReader:
     def name_of(self, number: int) -> tuple[str, str]:
         """Shard and key of a sample."""
         shard, row = self.table.locate(number)
-        return self.table.shards[shard], row["key"].decode("utf-8", errors="replace")
+        return self.table.shards[shard], row.key.rstrip(b"\0").decode("utf-8", errors="replace")
 
     def _first_good(
         self,
@@ -224,8 +225,4 @@ class SampleReader:
         """Shard, and where in it the image and the members that may hold a caption lie."""
         shard, row = self.table.locate(number)
         names = ("image", *self.table.caption_members)
-        return shard, {
-            name: (row[f"{name}_offset"].item(), size)
-            for name in names
-            if (size := row[f"{name}_bytes"].item())
-        }
+        return shard, {name: span for name, span in row.spans.items() if name in names}

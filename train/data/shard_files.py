@@ -1,8 +1,7 @@
 """The bytes of samples: one read a sample, from local shards, cached copies of remote ones, or by range requests."""
 
 import logging
-import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -11,15 +10,13 @@ from typing import Any
 
 from crawl2clip.errors import DataError
 from train.data.decode import BadSample
+from train.data.index_file import Span
+from train.data.open_files import OpenFile, Recent, is_own_fault, machine_fault
 from train.data.remote import GoneError, is_remote
 from train.data.shard_cache import ShardCache
 
 logger = logging.getLogger(__name__)
 
-Span = tuple[int, int]
-"""Offset and size in bytes."""
-
-_MAX_OPEN_SHARDS = 64  # file handles a process keeps
 _LARGEST_GAP = 256 << 10  # bytes between a sample's members that are read rather than jumped over
 
 
@@ -37,7 +34,7 @@ class ShardFiles:
         self._shards, self._cache = shards, cache
         self._fetches_whole = whole and any(map(is_remote, shards))
         self._reads_ranges = not whole and any(map(is_remote, shards))
-        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, least used first
+        self._files = Recent(self._open)
         self._wanted: SimpleQueue[str] | None = None
         self._asked: set[int] = set()
 
@@ -46,7 +43,7 @@ class ShardFiles:
 
         Raises:
             BadSample: unreadable: the shard is gone, or not what it was.
-            DataError: a remote shard cannot be reached.
+            DataError: a remote shard cannot be reached or kept, or this machine's files cannot be read.
         """
         first = min(offset for offset, _ in spans.values())
         end = max(offset + size for offset, size in spans.values())
@@ -90,8 +87,10 @@ class ShardFiles:
         try:
             if self._cache is not None and self._reads_ranges and is_remote(name):
                 return self._cache.remote.read(name, int(offset), int(size))
-            data = os.pread(self._open(shard), int(size), int(offset))
-        except (OSError, GoneError) as error:
+            data = self._files(shard).read(int(offset), int(size))
+        except OSError as error:
+            if not (isinstance(error, GoneError) or is_own_fault(error)):
+                raise machine_fault(name, error) from error
             raise BadSample("unreadable", str(error)) from error
         if len(data) != size:
             raise BadSample(
@@ -99,21 +98,14 @@ class ShardFiles:
             )
         return data
 
-    def _open(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= _MAX_OPEN_SHARDS:
-                os.close(self._files.popitem(last=False)[1])
-            name = self._shards[shard]
-            if self._cache is not None and is_remote(name):
-                self._files[shard] = self._cache.open(name)
-            else:
-                self._files[shard] = os.open(name, os.O_RDONLY)
-        self._files.move_to_end(shard)
-        return self._files[shard]
+    def _open(self, shard: int) -> OpenFile:
+        name = self._shards[shard]
+        if self._cache is not None and is_remote(name):
+            return self._cache.open(name)
+        return OpenFile(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Descriptors and threads mean nothing in another process.
-        return {**self.__dict__, "_files": OrderedDict(), "_wanted": None}
+        return {**self.__dict__, "_wanted": None}  # its thread means nothing in another process
 
 
 def _fetch_wanted(cache: ShardCache, wanted: SimpleQueue[str]) -> None:
