@@ -3,6 +3,7 @@
 The file is imported under its bare name, because a test module's own name means nothing there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from crawl2clip.distributed import World, single_process
 from train.model.compute import ActivationCheckpointing, Compile, ComputeConfig, apply_compute
+from train.model.ema import Ema, EmaConfig
 from train.model.precision import PrecisionConfig, PrecisionName, autocast
 from train.model.towers import Towers
 from train.strategies import Strategy, StrategyConfig, StrategyName, build_strategy
@@ -272,18 +274,49 @@ class NormalizedPair(nn.Module):
         )
 
 
-def batch_norm_statistics(world: World, name: str) -> dict[str, Any]:
-    """Running means after steps on different rows: this rank's own, the whole model's, the saved one."""
+def trained_on_different_rows(
+    world: World, strategy: Strategy, after_step: Callable[[nn.Module], None]
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A normalised pair after two steps in which every rank saw rows of its own."""
     torch.manual_seed(0)
-    strategy = strategy_of(name, world)
     model, optimizer = strategy.prepare(Towers(NormalizedPair()), adamw)
     generator = torch.Generator().manual_seed(world.rank)
     for _ in range(2):
         outputs = model(torch.randn(4, 6, generator=generator), torch.randn(4, 4, generator=generator))
         strategy.backward(model, infonce(outputs, world), last=True)
         strategy.step(model, optimizer, torch.tensor(0.0))
+        after_step(strategy.plain(model))
+    return model, optimizer
+
+
+def batch_norm_statistics(world: World, name: str) -> dict[str, Any]:
+    """Running means after steps on different rows: this rank's own, the whole model's, the saved one."""
+    strategy = strategy_of(name, world)
+    model, optimizer = trained_on_different_rows(world, strategy, lambda _: None)
     own = strategy.plain(model).get_buffer("visual.1.running_mean").numpy().copy()
     with strategy.whole(model) as whole:
         everyones = whole.get_buffer("visual.1.running_mean").numpy().copy()
     saved = collect(world, strategy, model, optimizer).tensors["model/visual.1.running_mean"].numpy()
     return {"own": own, "whole": everyones, "saved": saved}
+
+
+def averaged_statistics(world: World, name: str) -> dict[str, np.ndarray]:
+    """The average of the running means after such steps: this rank's own, and what all ranks' pieces are together."""
+    strategy, averages = strategy_of(name, world), []
+
+    def average(plain: nn.Module) -> None:
+        if not averages:
+            averages.append(Ema(plain, EmaConfig(decay=0.5, every_steps=1, warmup_steps=0)))
+        averages[0].update(plain, 1)
+
+    model, _ = trained_on_different_rows(world, strategy, average)
+    plain = strategy.plain(model)
+    with averages[0].swapped(plain):
+        own = plain.get_buffer("visual.1.running_mean").numpy().copy()
+    pieces = averages[0].pieces(plain, world.rank, world.world_size)
+    mine = [(p.start, p.tensor.numpy().copy()) for p in pieces if p.name == "ema/visual.1.running_mean"]
+    given = [piece for rank in world.all_gather_object(mine) for piece in rank]
+    return {
+        "own": own,
+        "saved": np.concatenate([rows for _, rows in sorted(given, key=lambda piece: piece[0])]),
+    }

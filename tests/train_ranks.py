@@ -4,14 +4,17 @@ gloo_ranks.py starts them. The file is imported under its bare name (see the `ra
 own name means nothing in another process.
 """
 
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 import train.run as training
 from crawl2clip import storage
@@ -122,6 +125,37 @@ def at_once(published: type[PublishedRun]) -> None:
         plain(self)
 
     published.wake = wake
+
+
+def train_and_weigh(world: World, config: TrainConfig) -> list[dict[str, Any]]:
+    """A run; at each stage's beginning, how much memory tensors take and which of the models before are still there."""
+    plain, opened, found = training.open_session, [], []
+
+    def opening(*arguments: Any) -> Any:
+        found.append(
+            {"bytes": bytes_in_tensors(), "alive": [name for name, ref in opened if ref() is not None]}
+        )
+        session = plain(*arguments)
+        parts = {
+            "model": session.model,
+            "plain": session.strategy.plain(session.model),
+            "optimizer": session.optimizer,
+        }
+        opened.extend((name, weakref.ref(part)) for name, part in parts.items())
+        return session
+
+    training.open_session = opening
+    training.train(config, world)
+    return found
+
+
+def bytes_in_tensors() -> int:
+    """The memory of all tensors that Python knows of; no cycle is collected first."""
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    storages = [
+        (part._local_tensor if isinstance(part, DTensor) else part).untyped_storage() for part in tensors
+    ]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def train_while_put(world: World, config: TrainConfig, name: str, step: int) -> int:

@@ -127,7 +127,9 @@ def train(config: TrainConfig, world: World) -> int:
                 return STOPPED_EXIT_CODE
             if ending.reason is Reason.stage_done and progress.step >= plan.total_steps:
                 break
-            del session  # its memory is the next one's
+            session.close()
+            del session
+            tools.garbage.collect()  # its memory is the next one's
             if ending.reason is Reason.roll_back:
                 state = roll_back(ending, tools, progress)
             else:

@@ -83,6 +83,10 @@ class Session:
         if self.ema is not None:
             self.ema.load(self.strategy.plain(self.model), state)
 
+    def close(self) -> None:
+        """Lets go of the model, which nothing may use afterwards; its memory is free once garbage is collected."""
+        self.strategy.close(self.model)
+
 
 def open_data(config: TrainConfig, stage: Stage, samples: Samples, world: World) -> TrainingData:
     """The data of a stage, captions as its model reads them; stages of one context length and mask can share it."""

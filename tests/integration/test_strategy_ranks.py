@@ -89,6 +89,14 @@ def test_running_statistics_are_rank_0s_for_everybody(name):
         assert np.array_equal(rank["saved"], first["own"])
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2"])
+def test_averaged_statistics_are_rank_0s_in_a_checkpoint(name):
+    first, second = results_on_ranks(ranks.averaged_statistics, 2, name)
+    assert not np.array_equal(first["own"], second["own"])
+    for rank in (first, second):
+        assert np.array_equal(rank["saved"], first["own"])
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_fp16_skips_overflows_and_goes_on(name):
     for rank in results_on_ranks(ranks.train, 2, name, 8, {"precision": "fp16"}):

@@ -272,6 +272,25 @@ def test_a_curriculum_killed_in_each_stage_equals_an_unbroken_one(settings):
     assert same_bits(weights(broken), weights(whole))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "compute", "shells"),
+    [
+        ("ddp", "plain", []),
+        ("ddp", "low_memory", []),
+        ("fsdp2", "low_memory", []),
+        ("zero2", "plain", []),
+        ("zero3", "plain", ["plain"]),  # DeepSpeed keeps modules, without a tensor in them
+    ],
+)
+def test_a_stage_leaves_no_memory_taken(settings, strategy, compute, shells):
+    stages = "stages=[{fraction: 0.25}, {fraction: 0.25}, {fraction: 0.5}]"
+    config = settings(f"border_{strategy}_{compute}", stages, f"strategy={strategy}", f"compute={compute}")
+    for found in on_ranks(ranks.train_and_weigh, 2, config):
+        assert [stage["alive"] for stage in found] == [[], shells, 2 * shells]
+        # The first checkpoint's copy stays, for the next one.
+        assert found[2]["bytes"] == found[1]["bytes"]
+
+
 def test_a_torn_checkpoint_and_one_of_another_model(settings, unbroken):
     config = settings("torn")
     assert on_ranks(ranks.train_and_die, 1, config, 10) == [-9]

@@ -89,16 +89,19 @@ class Ema:
     def pieces(self, model: nn.Module, rank: int, world_size: int) -> list[Piece]:
         """This rank's share of the shadow as `ema/<name>`; over all ranks, each row once.
 
-        Shards are given by the rank that holds them; of what every rank holds whole, each gives some rows.
+        Shards are given by the rank that holds them; of a parameter that every rank holds whole, each gives some rows.
+        Buffers are rank 0's, as in the model's own state: every rank has statistics of its own.
         """
         found = []
         for name, tensor in _averaged(model).items():
             shadow, shape = self._shadow[name], tuple(tensor.shape)
             if isinstance(tensor, DTensor):
                 start, own = _shard_start(tensor), _is_first_replica(tensor)
-            else:
+            elif isinstance(tensor, nn.Parameter):
                 start, shadow = _own_rows(shadow, rank, world_size)
                 own = rank == 0 if not shape else len(shadow) > 0
+            else:
+                start, own = 0, rank == 0
             if name in _SCALARS:
                 shape, shadow = (), shadow.reshape(()) if shadow.numel() else shadow
             if own and shadow.numel():

@@ -97,3 +97,10 @@ class Strategy(Protocol):
     def load_scaler_state(self, state: dict[str, float]) -> None:
         """Takes back what `scaler_state` gave; nothing of it is used for other precisions."""
         ...
+
+    def close(self, model: nn.Module) -> None:
+        """Lets go of what would outlive the model; neither it nor its optimizer may be used afterwards.
+
+        Hooks and replaced forwards are in reference cycles: memory is free when these have been collected.
+        """
+        ...

@@ -129,3 +129,6 @@ class Replicated:
     def load_scaler_state(self, state: dict[str, float]) -> None:
         """See Strategy."""
         self._gradients.load(state)
+
+    def close(self, model: nn.Module) -> None:
+        """See Strategy; nothing outlives it."""

@@ -244,6 +244,9 @@ class Sharded:
         """See Strategy."""
         self._gradients.load(state)
 
+    def close(self, model: nn.Module) -> None:
+        """See Strategy; nothing outlives it."""
+
 
 def _is_sharded(tensor: torch.Tensor) -> bool:
     from torch.distributed.tensor import DTensor

@@ -54,6 +54,7 @@ from train.strategies.plain_copy import (
     without_dimension,
 )
 from train.strategies.protocol import BuildOptimizer
+from train.strategies.zero_shells import empty_shells
 
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's own bound of a reduction; fewer when the model is smaller
 
@@ -261,6 +262,13 @@ class Zero:
 
     def load_scaler_state(self, state: dict[str, float]) -> None:
         """See Strategy."""
+
+    def close(self, model: nn.Module) -> None:
+        """See Strategy; of stage 3, modules and parameters stay as empty shells, see zero_shells.py."""
+        engine: Any = model
+        engine.destroy()
+        if self._stage == 3:
+            empty_shells(engine.module)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
