@@ -59,6 +59,7 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.num_copies = 0
         self.waits: list[str] = []
+        self.asynchronous_reads: list[str] = []  # copies to the host that nothing waits for
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -76,6 +77,8 @@ class Traffic(TorchDispatchMode):
             source, asynchronous = args[1], kwargs.get("non_blocking", len(args) > 2 and args[2])
         else:
             return out
+        if source.device.type == "cuda" and out.device.type == "cpu" and asynchronous:
+            self.asynchronous_reads.append(f"{list(source.shape)} {source.dtype}")
         if source.device.type == "cpu" and out.device.type == "cuda":
             self.num_copies += 1
             if not asynchronous or not getattr(source, "is_pinned_here", False):

@@ -17,6 +17,7 @@ from train.model.compute import ActivationCheckpointing, Compile, ComputeConfig,
 from train.model.ema import Ema, EmaConfig
 from train.model.precision import PrecisionConfig, PrecisionName, autocast
 from train.model.towers import Towers
+from train.monitoring.norms import NormWatch
 from train.strategies import Strategy, StrategyConfig, StrategyName, build_strategy
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -255,6 +256,25 @@ def load_and_train(
     strategy.load(model, optimizer, saved)
     expected = run_steps(alone, strategy, model, optimizer, range(first, first + num_steps))["losses"]
     return {**measured, "state": arrays_of(state), "expected": expected}
+
+
+def tower_norms(
+    world: World, name: str, options: dict[str, Any], micro_batches: int
+) -> list[dict[str, float]]:
+    """What NormWatch measures in three steps of a model with a frozen parameter and one that no loss depends on."""
+    strategy = strategy_of(name, world, **options)
+    plain = tiny_model()
+    plain.positional_embedding.requires_grad_(False)
+    plain.visual.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    model, optimizer = strategy.prepare(Towers(plain), adamw)
+    watch, found = NormWatch(lambda: strategy.parts(model), world.device, every_steps=1), []
+    for step in range(3):
+        forward_backward(world, strategy, model, step, micro_batches, "fp32")
+        strategy.clip_gradients(model, 1.0)
+        watch.before()
+        strategy.step(model, optimizer, torch.tensor(0.0))
+        found.append({key: value.item() for key, value in watch.after().items()})
+    return found
 
 
 class NormalizedPair(nn.Module):

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from crawl2clip.distributed import World
-from train.monitoring.norms import NormWatch
 from train.monitoring.watchdog import Phase, Watchdog, WatchdogConfig
 
 
@@ -52,46 +50,3 @@ def wait_for_a_late_rank(world: World, folder: str) -> dict[str, Any]:
 
 def _group_with_timeout(seconds: float) -> Any:
     return dist.new_group(timeout=datetime.timedelta(seconds=seconds))
-
-
-def sharded_norms(world: World) -> dict[str, float]:
-    """Norms of a model that FSDP2 cuts over two ranks, one parameter with fewer rows than ranks."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    model = toy_model()
-    fully_shard(model, mesh=init_device_mesh("cpu", (world.world_size,)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    watch = NormWatch(model, every_steps=1)
-    model(torch.ones(2, 3)).sum().backward()
-    watch.before()
-    optimizer.step()
-    return {name: value.item() for name, value in watch.after().items()}
-
-
-def whole_norms() -> dict[str, float]:
-    """The same on one process."""
-    model = toy_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    watch = NormWatch(model, every_steps=1)
-    model(torch.ones(2, 3)).sum().backward()
-    watch.before()
-    optimizer.step()
-    return {name: value.item() for name, value in watch.after().items()}
-
-
-class _Toy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.visual = nn.Linear(3, 5)
-        self.transformer = nn.Linear(5, 1)
-        self.logit_scale = nn.Parameter(torch.tensor([2.0]))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.transformer(self.visual(inputs)) * self.logit_scale
-
-
-def toy_model() -> nn.Module:
-    """Both towers and a logit scale, the same on every rank."""
-    torch.manual_seed(0)
-    return _Toy()

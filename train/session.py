@@ -155,7 +155,7 @@ def open_session(
         texts_of=towers.texts_of,
         lr_at=lambda step: stage_lr(stage, config.schedule, step),
         autocast=lambda: autocast(config.precision.name, world.device),
-        norms=NormWatch(plain, config.safety.norms_every_steps),
+        norms=NormWatch(lambda: strategy.parts(wrapped), world.device, config.safety.norms_every_steps),
         world=world,
         note=note,
         seed=config.seed,

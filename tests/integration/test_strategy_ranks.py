@@ -80,6 +80,34 @@ def test_any_strategy_takes_up_a_state_and_gives_it_back_bit_for_bit(trained, na
         assert rank["losses"] == pytest.approx(rank["expected"], abs=TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def norms_alone():
+    return results_on_ranks(ranks.tower_norms, 1, "ddp", {}, 1)[0]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "world_size", "options"),
+    [
+        ("fsdp2", 2, {}),
+        ("fsdp2", 2, {"cpu_offload": True}),
+        ("hsdp", 4, {}),
+        ("zero1", 2, {}),
+        ("zero2", 2, {}),
+        ("zero2", 2, {"offload_optimizer": {"device": "cpu"}}),
+        ("zero3", 2, {}),
+        ("zero3", 2, {"offload_optimizer": {"device": "cpu"}}),
+    ],
+    ids=str,
+)
+def test_norms_by_tower_are_those_of_one_process(norms_alone, name, world_size, options, micro_batches):
+    for found in results_on_ranks(ranks.tower_norms, world_size, name, options, micro_batches):
+        for step, expected in zip(found, norms_alone, strict=True):
+            # Adam divides by small second moments: an update is off by more than what it was made of.
+            assert step == pytest.approx(expected, rel=1e-4)
+            assert list(step) == list(expected)
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
 def test_running_statistics_are_rank_0s_for_everybody(name):
     first, second = results_on_ranks(ranks.batch_norm_statistics, 2, name)

@@ -17,6 +17,7 @@ from train.monitoring.garbage_collection import SteadyGarbageCollection
 from train.monitoring.norms import NormWatch, l2_norms, tower_of
 from train.monitoring.roll_back import RollBack, plan_roll_back
 from train.monitoring.safety import Action, Guard, OnNonFinite, OnSpike, SafetyConfig, skip_flag
+from train.strategies.protocol import Parts
 
 NAN, INF = math.nan, math.inf
 
@@ -280,13 +281,19 @@ def flat(tensors):
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).norm().item()
 
 
+def parts_of(model):
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: p.grad for name, p in trainable.items() if p.grad is not None}
+    return Parts({name: p.detach() for name, p in trainable.items()}, gradients, None)
+
+
 def test_norms_are_those_of_the_plain_formula():
     torch.manual_seed(0)
     model = Towers()
     model.visual.bias.requires_grad_(False)
-    watch = NormWatch(model, every_steps=10)
+    watch = NormWatch(lambda: parts_of(model), torch.device("cpu"), every_steps=10)
     assert [step for step in range(1, 31) if watch.due(step)] == [10, 20, 30]
-    assert not NormWatch(model, 0).due(10)
+    assert not NormWatch(lambda: parts_of(model), torch.device("cpu"), 0).due(10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model.visual.weight.grad = torch.randn_like(model.visual.weight)
     model.logit_scale.grad = torch.tensor(-3.0, dtype=torch.float64)
@@ -308,7 +315,8 @@ def test_norms_are_those_of_the_plain_formula():
 
 
 def test_norms_of_nothing_are_zero():
-    assert {name: value.item() for name, value in l2_norms({"a": [], "b": []}).items()} == {"a": 0, "b": 0}
+    found = l2_norms({"a": [], "b": []}, torch.device("cpu"), None)
+    assert {name: value.item() for name, value in found.items()} == {"a": 0, "b": 0}
 
 
 def test_the_collector_runs_every_so_many_steps_only(monkeypatch):

@@ -178,6 +178,11 @@ def check(name="ddp", *, precision="fp32", compute=("none", "none"), world_size=
             {"name": "zero3", "optimizer": OptimizerName.muon},
             r"optimizer=muon with strategy=zero3.*use optimizer adamw or lion",
         ),
+        (
+            {"name": "fsdp2", "options": {"cpu_offload": True}, "optimizer": OptimizerName.lamb},
+            r"optimizer=lamb with strategy.cpu_offload=true.*use one of optimizer adamw, lion, stable_adamw, or "
+            r"strategy.cpu_offload=false",
+        ),
         ({"name": "zero3", "has_ema": True}, r"ema with strategy=zero3.*set ema=null"),
         ({"name": "zero3", "compute": ("block", "none")}, r"compile=block with strategy=zero3.*compile=none"),
     ],

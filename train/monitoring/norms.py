@@ -6,18 +6,17 @@ after backward, where the memory of the activations is free again. All sums run 
 waits for the host until `NormWatch.after` hands out tensors and the caller reads them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.tensor import DTensor
+
+from train.strategies.protocol import Parts
 
 TOWERS = ("image_tower", "text_tower", "rest")
 """`rest` holds logit_scale, logit_bias and CoCa's caption decoder."""
 
-# torch's only public way to these kernels is through its optimizers.
-_foreach_norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+# torch's only public way to this kernel is through its optimizers.
 _foreach_sub_ = torch._foreach_sub_  # pyright: ignore[reportPrivateImportUsage]
 
 _TEXT_PREFIXES = ("text.", "transformer.", "token_embedding.", "ln_final.")
@@ -33,68 +32,41 @@ def tower_of(name: str) -> str:
     return "rest"
 
 
-def l2_norms(by_tower: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The L2 norm of each group of tensors, over all ranks: [] float32 each, on the tensors' device.
+def l2_norms(
+    by_tower: dict[str, list[torch.Tensor]], device: torch.device, shards: dist.ProcessGroup | None
+) -> dict[str, torch.Tensor]:
+    """The L2 norm of each group of tensors, over all ranks: [] float32 each, on the device.
 
     Args:
-        by_tower: group name -> tensors. Whole tensors count once, as they are the same on all ranks; of a DTensor
-            (FSDP2) each rank sums its shard and the mesh dimensions that shard it are summed over. Every rank must
-            give the same groups.
+        by_tower: group name -> this rank's tensors, which may lie in host memory. Every rank must give the same groups.
+        device: of the process group's collectives.
+        shards: the ranks that hold the other parts; None when each rank has all.
     """
-    squares = {name: _squares(tensors) for name, tensors in by_tower.items()}
-    for group in {group: None for sums in squares.values() for group in sums if group}:
-        # One collective a mesh dimension, whatever the number of tensors.
-        shared = torch.stack([sums.get(group, _zero(by_tower)) for sums in squares.values()])
-        for dimension in group:
-            dist.all_reduce(shared, group=dimension)
-        for sums, total in zip(squares.values(), shared, strict=True):
-            sums[group] = total
-    return {
-        name: torch.stack(list(sums.values())).sum().sqrt() if sums else _zero(by_tower)
-        for name, sums in squares.items()
-    }
+    squares = torch.stack([_square(tensors, device) for tensors in by_tower.values()])
+    if shards is not None:
+        dist.all_reduce(squares, group=shards)
+    return dict(zip(by_tower, squares.sqrt().unbind(), strict=True))
 
 
-def _squares(tensors: list[torch.Tensor]) -> dict[tuple[dist.ProcessGroup, ...], torch.Tensor]:
-    """Sums of squares of this rank's parts, by the process groups that still have to be summed over."""
-    parts: dict[tuple[dist.ProcessGroup, ...], list[torch.Tensor]] = {}
-    for tensor in tensors:
-        parts.setdefault(_shard_groups(tensor), []).append(_local(tensor))
-    return {group: torch.stack(_foreach_norm(found)).float().square().sum() for group, found in parts.items()}
-
-
-def _shard_groups(tensor: torch.Tensor) -> tuple[dist.ProcessGroup, ...]:
-    if not isinstance(tensor, DTensor):
-        return ()
-    mesh, placements = tensor.device_mesh, tensor.placements
-    return tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard())
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _zero(by_tower: dict[str, list[torch.Tensor]]) -> torch.Tensor:
-    first = next((tensor for tensors in by_tower.values() for tensor in tensors), None)
-    return torch.zeros((), device=None if first is None else _local(first).device)
+def _square(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    if not tensors:
+        return torch.zeros((), device=device)
+    return torch.nn.utils.get_total_norm(tensors).float().to(device).square()
 
 
 class NormWatch:
     """The norms of one model's gradients, weights and updates; every rank asks at the same steps.
 
     Args:
-        model: the plain open_clip model (`Strategy.plain`), sharded or not.
+        parts: gives this rank's weights and gradients (`Strategy.parts`).
+        device: of the results.
         every_steps: steps between measurements; 0 measures never.
     """
 
-    def __init__(self, model: nn.Module, every_steps: int) -> None:
-        self._every_steps = every_steps
-        self._by_tower: dict[str, list[nn.Parameter]] = {name: [] for name in TOWERS}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                self._by_tower[tower_of(name)].append(parameter)
+    def __init__(self, parts: Callable[[], Parts], device: torch.device, every_steps: int) -> None:
+        self._parts, self._device, self._every_steps = parts, device, every_steps
         self._gradients: dict[str, torch.Tensor] = {}
-        self._before: dict[str, list[torch.Tensor]] = {}
+        self._before: dict[str, torch.Tensor] = {}
 
     def due(self, step: int) -> bool:
         """Whether a step is one to measure."""
@@ -104,15 +76,12 @@ class NormWatch:
     def before(self) -> None:
         """To be called between backward and the optimizer step: measures gradients, copies weights.
 
-        Gradients are measured as they are, so before or after clipping is the caller's choice; where a strategy
-        keeps them elsewhere (DeepSpeed), they count as nothing.
+        Gradients are measured as they are, so before or after clipping is the caller's choice.
         """
-        gradients = {
-            name: [parameter.grad for parameter in parameters if parameter.grad is not None]
-            for name, parameters in self._by_tower.items()
-        }
-        self._gradients = l2_norms(gradients)
-        self._before = {name: _copies(parameters) for name, parameters in self._by_tower.items()}
+        parts = self._parts()
+        by_tower = {tower: [] for tower in _by_tower(parts.weights)} | _by_tower(parts.gradients)
+        self._gradients = l2_norms(by_tower, self._device, parts.shards)
+        self._before = {name: weight.clone() for name, weight in parts.weights.items()}
 
     @torch.no_grad()
     def after(self) -> dict[str, torch.Tensor]:
@@ -122,28 +91,20 @@ class NormWatch:
             [] float32 on the device, equal on all ranks. The update is 0 in a skipped step. Towers without a
             trainable parameter are left out.
         """
-        updates: dict[str, list[torch.Tensor]] = {}
-        for name, parameters in self._by_tower.items():
-            copies = self._before.pop(name)
-            if copies:
-                _foreach_sub_([_local(copy) for copy in copies], [_local(p.detach()) for p in parameters])
-            updates[name] = copies
-        weights: dict[str, list[torch.Tensor]] = {
-            name: [parameter.detach() for parameter in parameters]
-            for name, parameters in self._by_tower.items()
-        }
+        parts = self._parts()
+        updates, self._before = self._before, {}
+        _foreach_sub_(list(updates.values()), [parts.weights[name] for name in updates])
         measured = {
             "grad_norm": self._gradients,
-            "param_norm": l2_norms(weights),
-            "update_norm": l2_norms(updates),
+            "param_norm": l2_norms(_by_tower(parts.weights), self._device, parts.shards),
+            "update_norm": l2_norms(_by_tower(updates), self._device, parts.shards),
         }
         return {
-            f"{kind}/{name}": value
-            for kind, values in measured.items()
-            for name, value in values.items()
-            if self._by_tower[name]
+            f"{kind}/{name}": value for kind, values in measured.items() for name, value in values.items()
         }
 
 
-def _copies(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
+def _by_tower(named: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """The tensors of each tower that has any, in the order of TOWERS."""
+    found = {tower: [tensor for name, tensor in named.items() if tower_of(name) == tower] for tower in TOWERS}
+    return {tower: tensors for tower, tensors in found.items() if tensors}

@@ -100,7 +100,9 @@ def root_mean_squares(tensors: list[torch.Tensor], parameters: list[torch.Tensor
     like = parameters[0]
     if isinstance(like, DTensor):
         placements = [Partial() if place.is_shard() else Replicate() for place in like.placements]
-        squares = DTensor.from_local(squares, like.device_mesh, placements).full_tensor()
+        # Shards in host memory (cpu_offload): `from_local` moves to the mesh's device, and the result must come back.
+        summed = DTensor.from_local(squares, like.device_mesh, placements).full_tensor()
+        squares = summed.to(squares.device)
     return squares.sqrt()
 
 

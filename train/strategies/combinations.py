@@ -8,6 +8,8 @@ from train.model.precision import PrecisionConfig, PrecisionName
 from train.optimization.optimizer import ELEMENTWISE, OptimizerName
 from train.strategies.config import StrategyConfig, StrategyName
 
+_ON_SHARDS_IN_HOST_MEMORY = (*ELEMENTWISE, OptimizerName.stable_adamw)
+
 
 def check_combination(
     strategy: StrategyConfig,
@@ -34,6 +36,7 @@ def check_combination(
         ConfigError: what does not fit, and what to change.
     """
     _check_layout(strategy, world_size, accumulates)
+    _check_offload(strategy, optimizer)
     _check_precision(strategy, precision, compute)
     if strategy.name.zero_stage is not None:
         _check_zero(strategy, compute, optimizer, has_ema)
@@ -54,6 +57,15 @@ def _check_layout(strategy: StrategyConfig, world_size: int, accumulates: bool) 
     if strategy.sync_batchnorm and not torch.cuda.is_available():
         raise ConfigError(
             "strategy.sync_batchnorm=true, and torch sees no CUDA device, the only one it is there for; set it to false"
+        )
+
+
+def _check_offload(strategy: StrategyConfig, optimizer: OptimizerName) -> None:
+    if strategy.cpu_offload and optimizer not in _ON_SHARDS_IN_HOST_MEMORY:
+        known = ", ".join(known.value for known in _ON_SHARDS_IN_HOST_MEMORY)
+        raise ConfigError(
+            f"optimizer={optimizer.value} with strategy.cpu_offload=true: it talks to other ranks about shards, and "
+            f"NCCL reads no host memory; use one of optimizer {known}, or strategy.cpu_offload=false"
         )
 
 

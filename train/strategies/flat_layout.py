@@ -5,7 +5,7 @@ stretch of some parameters. Stage 3 cuts each parameter by itself. Both keep the
 of the same layout, under the flat weights as key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,10 @@ class FlatLayout(Protocol):
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """This rank's averaged gradients, after the last backward of a step."""
+        ...
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The parameter's stretch of these gradients; None where this rank has none of it."""
         ...
 
     def flats(self) -> list[torch.Tensor]:
@@ -70,17 +74,36 @@ class GroupLayout:
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """See FlatLayout."""
+        yield from (part for group in range(len(self.flats())) for part in self._gradients(group))
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """See FlatLayout."""
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is None:
+            return None
+        there = mapping.get_hp_fragment_address()
+        return _stretch(self._gradients(self._group[parameter]), there.start, there.numel)
+
+    def _gradients(self, group: int) -> Sequence[torch.Tensor]:
+        """End to end they are laid out as the group's flat weights."""
         if self._zero.cpu_offload:
-            yield from (flat.grad for flat in self.flats() if flat.grad is not None)
-        else:
-            yield from (part for parts in self._zero.averaged_gradients.values() for part in parts or ())
+            gradient = self.flats()[group].grad
+            return () if gradient is None else (gradient,)
+        return self._zero.averaged_gradients.get(group) or ()
 
     def flats(self) -> list[torch.Tensor]:
         """See FlatLayout."""
         return list(self._zero.single_partition_of_fp32_groups)
 
     def forget_gradients(self) -> None:
-        """See FlatLayout; DeepSpeed's step has dropped them."""
+        """See FlatLayout; DeepSpeed's step has dropped them, but for those of earlier micro-batches in host memory.
+
+        DeepSpeed 0.19 adds these to a later micro-batch's, also for a parameter that the first one did not use, as
+        logit_scale: without this, the last step's gradient counts again.
+        """
+        if self._zero.cpu_offload:
+            for kept in self._zero.accumulated_grads_in_cpu.values():
+                kept.zero_()
 
 
 class ParameterLayout:
@@ -94,9 +117,9 @@ class ParameterLayout:
         return self._zero.fp32_partitioned_groups_flat[self._position(parameter)[0]]
 
     def fragment(self, parameter: nn.Parameter, flat: torch.Tensor) -> tuple[int, torch.Tensor] | None:
-        """See FlatLayout; with zeros at the end where a parameter does not divide evenly."""
-        _, start, length = self._position(parameter)
-        return self._rank * length, flat.narrow(0, start, length)
+        """See FlatLayout; without what fills up the last shards, which DeepSpeed leaves as it found the memory."""
+        _, start, first, length = self._position(parameter)
+        return first, flat.narrow(0, start, length)
 
     def weight(self, parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
         """See FlatLayout."""
@@ -105,10 +128,19 @@ class ParameterLayout:
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """See FlatLayout."""
+        yield from (part for group in range(len(self.flats())) for part in self._gradients(group))
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """See FlatLayout."""
+        group, start, _, length = self._position(parameter)
+        return _stretch(self._gradients(group), start, length)
+
+    def _gradients(self, group: int) -> Sequence[torch.Tensor]:
+        """End to end they are laid out as the group's flat weights."""
         if self._zero.offload_optimizer:
-            yield from (flat.grad for flat in self.flats() if flat.grad is not None)
-        else:
-            yield from (part for parts in self._zero.averaged_gradients.values() for part in parts or ())
+            gradient = self.flats()[group].grad
+            return () if gradient is None else (gradient,)
+        return self._zero.averaged_gradients.get(group) or ()
 
     def flats(self) -> list[torch.Tensor]:
         """See FlatLayout."""
@@ -122,9 +154,20 @@ class ParameterLayout:
         """
         self._zero.grad_partitions_flat_buffer.zero_()
 
-    def _position(self, parameter: nn.Parameter) -> tuple[int, int, int]:
-        """Group, first element and length of this rank's shard."""
-        return self._zero.grad_position[self._zero.get_param_id(parameter)]
+    def _position(self, parameter: Any) -> tuple[int, int, int, int]:
+        """Of this rank's shard: group, where in the group and where in the parameter it begins, and its length."""
+        group, start, each = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        first = self._rank * each
+        return group, start, first, max(0, min(each, parameter.ds_numel - first))
+
+
+def _stretch(parts: Sequence[torch.Tensor], start: int, length: int) -> torch.Tensor | None:
+    """Elements of what `parts` are end to end; they are within one part. None when there are no parts."""
+    for part in parts:
+        if start < part.numel():
+            return part.reshape(-1).narrow(0, start, length)
+        start -= part.numel()
+    return None
 
 
 def assemble(

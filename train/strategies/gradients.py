@@ -62,9 +62,9 @@ class GradientScale:
 
     def step(self, optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
         """One optimizer step, left out where `skip` ([] float32) is 1.0 or fp16 overflowed; the loss scale follows."""
-        with leaving_out(
-            optimizer, skip if self._overflowed is None else torch.maximum(skip, self._overflowed)
-        ):
+        if self._overflowed is not None:
+            skip = torch.maximum(skip, self._overflowed)
+        with leaving_out(optimizer, skip, optimizer.param_groups[0]["params"][0].device):
             optimizer.step()
         if self.scaler is not None and self._overflowed is not None:
             self.scaler.update(self._overflowed)
@@ -82,14 +82,16 @@ class GradientScale:
 
 
 @contextmanager
-def leaving_out(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> Iterator[None]:
+def leaving_out(optimizer: torch.optim.Optimizer, skip: torch.Tensor, device: torch.device) -> Iterator[None]:
     """Inside the block, `optimizer.step()` changes neither weights nor optimizer state where `skip` is 1.0.
 
-    Fused kernels take the flag as torch.amp.GradScaler hands it to them, on the device. Others make the host wait.
+    Fused kernels take the flag as torch.amp.GradScaler hands it to them, on `device`, where the parameters lie. Others
+    make the host wait, and so do parameters in host memory: torch would send the flag there without waiting for it, and
+    a kernel of the CPU read it before it has arrived.
     """
     flags: Any = optimizer
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        flags.found_inf = skip
+        flags.found_inf = skip.to(device)
         try:
             yield
         finally:

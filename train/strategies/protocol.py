@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,6 +13,21 @@ from train.checkpoints.state import Piece, StateReader
 from train.model.towers import Towers
 
 BuildOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one rank holds of the trainable parameters, by their names in the plain model; live tensors, to be read.
+
+    Attributes:
+        weights: the float32 numbers that the optimizer changes; empty where this rank holds none.
+        gradients: between backward and step, of the parameters that have one.
+        shards: the ranks that hold the other parts, so that each element counts once; None: every rank has all.
+    """
+
+    weights: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    shards: dist.ProcessGroup | None
 
 
 class Strategy(Protocol):
@@ -73,6 +89,10 @@ class Strategy(Protocol):
 
     def clamp(self, model: nn.Module, name: str, minimum: float, maximum: float) -> None:
         """Keeps one parameter of the open_clip model between two values, in place, wherever it lies."""
+        ...
+
+    def parts(self, model: nn.Module) -> Parts:
+        """This rank's weights and gradients, for measuring them."""
         ...
 
     def pieces(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:

@@ -30,7 +30,7 @@ from train.strategies.named_state import (
     persistent_buffers,
 )
 from train.strategies.plain_copy import broadcast_from_first
-from train.strategies.protocol import BuildOptimizer
+from train.strategies.protocol import BuildOptimizer, Parts
 
 
 class Replicated:
@@ -101,6 +101,12 @@ class Replicated:
     def clamp(self, model: nn.Module, name: str, minimum: float, maximum: float) -> None:
         """See Strategy."""
         self.plain(model).get_parameter(name).clamp_(minimum, maximum)
+
+    def parts(self, model: nn.Module) -> Parts:
+        """See Strategy."""
+        trainable = {name: p for name, p in self.plain(model).named_parameters() if p.requires_grad}
+        gradients = {name: p.grad for name, p in trainable.items() if p.grad is not None}
+        return Parts({name: p.detach() for name, p in trainable.items()}, gradients, shards=None)
 
     def pieces(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
         """See Strategy."""

@@ -35,7 +35,7 @@ from train.strategies.named_state import (
     persistent_buffers,
 )
 from train.strategies.plain_copy import Skeleton, broadcast_from_first, give_dimension
-from train.strategies.protocol import BuildOptimizer
+from train.strategies.protocol import BuildOptimizer, Parts
 
 
 class Sharded:
@@ -156,6 +156,12 @@ class Sharded:
         """See Strategy."""
         _local(self._resharded(model).get_parameter(name)).clamp_(minimum, maximum)
 
+    def parts(self, model: nn.Module) -> Parts:
+        """See Strategy."""
+        trainable = {name: p for name, p in self._resharded(model).named_parameters() if p.requires_grad}
+        gradients = {name: _local(p.grad) for name, p in trainable.items() if p.grad is not None}
+        return Parts({name: _local(p.detach()) for name, p in trainable.items()}, gradients, self._shards)
+
     def pieces(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
         """See Strategy; rows of parameters and what is like them, the rest dealt over ranks."""
         plain = self._resharded(model)
@@ -200,8 +206,10 @@ class Sharded:
             shape = self._shapes[names[parameter]]
             if tuple(state.shape(name)) != shape:
                 return state.read(name).clone()
-            local = torch.empty_like(_local(parameter))
-            return self._like(parameter, local.copy_(self._read(state, name, shape, local)))
+            made = torch.empty_like(parameter)  # which stays in host memory where the parameter does
+            local = _local(made)
+            local.copy_(self._read(state, name, shape, local))
+            return made
 
         load_optimizer(optimizer, names, state, make)
 
@@ -213,18 +221,6 @@ class Sharded:
         start = self._start(shape)
         return (state.read(name, start, start + len(local)) if shape else state.read(name)).reshape(
             local.shape
-        )
-
-    def _like(self, parameter: Any, local: torch.Tensor) -> torch.Tensor:
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(
-            local,
-            parameter.device_mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
         )
 
     def _resharded(self, model: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ from train.strategies.plain_copy import (
     give_dimension,
     without_dimension,
 )
-from train.strategies.protocol import BuildOptimizer
+from train.strategies.protocol import BuildOptimizer, Parts
 from train.strategies.zero_shells import empty_shells
 
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's own bound of a reduction; fewer when the model is smaller
@@ -167,7 +167,7 @@ class Zero:
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
         """See Strategy. DeepSpeed goes through its step in any case, so that it is ready for the next one."""
         engine: Any = model
-        with leaving_out(optimizer, skip):
+        with leaving_out(optimizer, skip, self._flat_layout.flats()[0].device):
             engine.step()
         self._flat_layout.forget_gradients()
 
@@ -178,6 +178,19 @@ class Zero:
         fragment = layout.fragment(parameter, layout.flat(parameter)) if parameter.requires_grad else None
         for tensor in [parameter.data, layout.weight(parameter)[1], *([fragment[1]] if fragment else [])]:
             tensor.clamp_(minimum, maximum)
+
+    def parts(self, model: nn.Module) -> Parts:
+        """See Strategy; where DeepSpeed has no gradient it steps with zeros, and they are here."""
+        layout, weights, gradients = self._flat_layout, {}, {}
+        for name, parameter in self.plain(model).named_parameters():
+            if not parameter.requires_grad:
+                continue
+            flat = layout.flat(parameter).detach()
+            fragment = layout.fragment(parameter, flat)
+            weights[name] = flat[:0] if fragment is None else fragment[1]
+            if (gradient := layout.gradient(parameter)) is not None:
+                gradients[name] = gradient
+        return Parts(weights, gradients, self.group)
 
     def pieces(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
         """See Strategy; whole tensors, each put together on the rank that hands it out."""
