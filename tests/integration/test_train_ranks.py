@@ -287,8 +287,9 @@ def test_a_stage_leaves_no_memory_taken(settings, strategy, compute, shells):
     config = settings(f"border_{strategy}_{compute}", stages, f"strategy={strategy}", f"compute={compute}")
     for found in on_ranks(ranks.train_and_weigh, 2, config):
         assert [stage["alive"] for stage in found] == [[], shells, 2 * shells]
-        # The first checkpoint's copy stays, for the next one.
-        assert found[2]["bytes"] == found[1]["bytes"]
+        # The first checkpoint's copy stays for the next one: weights and two moments. A model would add a third;
+        # some bytes come and go with the loader's thread.
+        assert found[2]["bytes"] == pytest.approx(found[1]["bytes"], rel=0.01)
 
 
 def test_a_torn_checkpoint_and_one_of_another_model(settings, unbroken):
