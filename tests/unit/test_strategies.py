@@ -139,6 +139,7 @@ def test_every_precision_config_is_one(path):
         ("fsdp2", {"cpu_offload": None}, r"strategy.cpu_offload has no value"),
         ("hsdp", {"shard_size": 0}, r"shard_size is 0; give the number of ranks"),
         ("zero1", {"offload_optimizer": {"device": "nvme"}}, r"device is 'nvme'.*none and cpu"),
+        ("zero3", {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}, r"ratio is 0.5.*leave it out"),
     ],
 )
 def test_options_that_the_strategy_does_not_take(name, options, words):

@@ -81,3 +81,8 @@ class StrategyConfig:
                     f"strategy.{option}.device is {device!r}; checkpoints are written for "
                     f"{' and '.join(_OFFLOAD_DEVICES)}: give one of them"
                 )
+        if (ratio := (self.offload_optimizer or {}).get("ratio", 1.0)) != 1.0:
+            raise ConfigError(
+                f"strategy.offload_optimizer.ratio is {ratio}: DeepSpeed steps what stays on the GPU by an optimizer of "
+                "its own, which neither a skipped step nor a checkpoint reaches; leave it out, which offloads all"
+            )
