@@ -83,6 +83,6 @@ class StrategyConfig:
                 )
         if (ratio := (self.offload_optimizer or {}).get("ratio", 1.0)) != 1.0:
             raise ConfigError(
-                f"strategy.offload_optimizer.ratio is {ratio}: DeepSpeed steps what stays on the GPU by an optimizer of "
-                "its own, which neither a skipped step nor a checkpoint reaches; leave it out, which offloads all"
+                f"strategy.offload_optimizer.ratio is {ratio}: DeepSpeed steps what stays on the GPU by another "
+                "optimizer, which neither a skipped step nor a checkpoint reaches; leave it out, which offloads all"
             )
