@@ -70,7 +70,8 @@ def train_with_nan(world: World, config: TrainConfig, step: int, rank: int) -> i
     done = []
 
     def poison(train_step: TrainStep, batch: Any, number: int) -> None:
-        (Path(config.run_folder) / f"bad_{number}_{world.rank}").write_text(str(len(batch.bad_draws)))
+        counted = storage.local_path(config.run_folder) / f"bad_{number}_{world.rank}"
+        counted.write_text(str(len(batch.bad_draws)))
         if number != step or world.rank != rank or done:
             return
         done.append(number)

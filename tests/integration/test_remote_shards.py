@@ -250,7 +250,9 @@ def test_a_full_disk_is_no_fault_of_the_samples(server, tmp_path):
         )
         with pytest.raises(DataError, match=message):
             drawn(data)
-    assert server.served - before < 40_000  # nothing came for which there was no place
+    shard_bytes = [path.stat().st_size for path in (tmp_path / "bucket" / "set").glob("*.tar")]
+    # One of the three has room; a request that timed out on a busy machine may have been sent twice.
+    assert server.served - before < sum(shard_bytes)
 
 
 def test_an_index_that_does_not_fit_the_disk_names_the_setting(server, tmp_path):
