@@ -108,21 +108,21 @@ def test_norms_by_tower_are_those_of_one_process(norms_alone, name, world_size, 
             assert list(step) == list(expected)
 
 
+def assert_rank_0s(found, *names):
+    """The ranks' own statistics differ, and all of `names` are those of rank 0."""
+    first, second = found
+    assert not np.array_equal(first["own"], second["own"])
+    assert all(np.array_equal(rank[name], first["own"]) for rank in found for name in names)
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
 def test_running_statistics_are_rank_0s_for_everybody(name):
-    first, second = results_on_ranks(ranks.batch_norm_statistics, 2, name)
-    assert not np.array_equal(first["own"], second["own"])
-    for rank in (first, second):
-        assert np.array_equal(rank["whole"], first["own"])
-        assert np.array_equal(rank["saved"], first["own"])
+    assert_rank_0s(results_on_ranks(ranks.batch_norm_statistics, 2, name), "whole", "saved")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2"])
 def test_averaged_statistics_are_rank_0s_in_a_checkpoint(name):
-    first, second = results_on_ranks(ranks.averaged_statistics, 2, name)
-    assert not np.array_equal(first["own"], second["own"])
-    for rank in (first, second):
-        assert np.array_equal(rank["saved"], first["own"])
+    assert_rank_0s(results_on_ranks(ranks.averaged_statistics, 2, name), "saved")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

@@ -144,10 +144,6 @@ class Accounting:
         """GPU-hours of the run so far: of the processes before this one, and wall time times ranks since."""
         return self._gpu_hours_before + (self._clock() - self._started) * self._world_size / 3600
 
-    def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps, as plain JSON; a restart gives it to `gpu_hours_spent`."""
-        return {"gpu_hours": self.gpu_hours()}
-
     def _mfu(self, elapsed: float) -> float | None:
         if self._peak_flops is None:
             return None
@@ -163,7 +159,7 @@ def gpu_hours_spent(checkpoint: Mapping[str, Any] | None, records: Iterable[Mapp
     """GPU-hours that earlier processes of a run spent, work lost since the last checkpoint included.
 
     Args:
-        checkpoint: `Accounting.state_dict` from the checkpoint, None where there is none.
+        checkpoint: `gpu_hours` as the checkpoint has them, None where there is none.
         records: of metrics.jsonl as the last process left it, before the lines after the checkpoint are cut.
     """
     logged = (record.get("gpu_hours") or 0.0 for record in records)
